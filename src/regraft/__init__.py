@@ -1,0 +1,54 @@
+"""regraft: what is transfer learning worth here?
+
+Cut a trained network, graft a new head on it, train it frozen or fine-tuned, and compare with training from scratch.
+Five lines do a whole study:
+
+    import regraft
+    study = regraft.Study.from_yaml("quickstart")
+    results = regraft.run_study(study)
+    regraft.write_report(results, "report.html")
+    results.to_csv("results.csv")
+
+The names below are imported when first used, so that `import regraft` and `regraft --help` need no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from regraft.networks import cut, cut_points
+    from regraft.show.report import write_report
+    from regraft.spec import Study
+    from regraft.study.results import Results
+    from regraft.study.run import run_study
+    from regraft.study.store import Store
+
+    __version__: str
+
+__all__ = ["Results", "Store", "Study", "__version__", "cut", "cut_points", "run_study", "write_report"]
+
+_HOME = {
+    "Results": "regraft.study.results",
+    "Store": "regraft.study.store",
+    "Study": "regraft.spec",
+    "cut": "regraft.networks",
+    "cut_points": "regraft.networks",
+    "run_study": "regraft.study.run",
+    "write_report": "regraft.show.report",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("regraft")
+    if name not in _HOME:
+        raise AttributeError(f"module 'regraft' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,173 @@
+"""What a study may say: frozen, validated models. YAML and Python give the same object and the same checks."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+Method = Literal["frozen", "finetune"]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class Model(BaseModel):
+    """Immutable; unknown fields are refused, so a typo never trains with a default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Preprocessing(Model):
+    """What a set of weights expects of an image: travels with the weights, so that it cannot be mismatched."""
+
+    image_size: int = Field(ge=1, le=4096, description="side of the square input in pixels")
+    mean: tuple[float, float, float] = Field(description="per channel, in [0, 1] units, subtracted")
+    std: tuple[float, float, float] = Field(description="per channel, in [0, 1] units, divided by")
+    channels: Literal["rgb", "bgr"] = "rgb"
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+
+    @model_validator(mode="after")
+    def _positive(self) -> Preprocessing:
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be positive, got {self.std}")
+        return self
+
+
+class Source(Model):
+    """Where the trunk comes from: a network with weights, or another run of the same study."""
+
+    network: str | None = Field(None, description="torchvision or timm name; see `regraft cuts NAME`")
+    weights: str = Field(
+        "random",
+        pattern=r"^(random|pretrained(:.+)?|file:.+)$",
+        description="random | pretrained | pretrained:TAG | file:PATH (safetensors or a state dict)",
+    )
+    stem: Literal["imagenet", "cifar"] = Field(
+        "imagenet", description="cifar: 3x3 stride-1 first convolution, no max-pooling (ResNets only)"
+    )
+    image_size: int | None = Field(
+        None, ge=1, le=4096, description="default: the weights' own; for random weights the data set's own"
+    )
+    preprocessing: Preprocessing | None = Field(
+        None, description="what `file:` weights expect; pretrained weights bring their own"
+    )
+    run: str | None = Field(None, description="name of a row of this study whose trained network is the source")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Source:
+        if (self.network is None) == (self.run is None):
+            raise ValueError("give exactly one of `network` (with weights) or `run` (a row of this study)")
+        if self.run is not None and self.model_fields_set - {"run"}:
+            extra = ", ".join(sorted(self.model_fields_set - {"run"}))
+            raise ValueError(f"a source that is a run takes network and preprocessing from it; remove {extra}")
+        if self.preprocessing is not None and not self.weights.startswith("file:"):
+            raise ValueError("`preprocessing` belongs to `file:` weights; other weights bring their own")
+        if self.weights.startswith("file:") and self.preprocessing is None:
+            raise ValueError(
+                "weights from a file need `preprocessing` (image_size, mean, std): "
+                "the wrong normalisation is the most common cause of chance-level accuracy"
+            )
+        return self
+
+
+class Target(Model):
+    """A data set and a budget of labelled images; the validation part is carved out of that budget."""
+
+    data: str = Field(description="cifar10, cifar100, digits, any torchvision set, or folder:PATH")
+    per_class: int | None = Field(None, ge=1, description="labelled images per class")
+    fraction: float | None = Field(None, gt=0, le=1, description="share of each class of the training split")
+    classes: tuple[str, ...] | None = Field(None, min_length=2, description="only these classes, in this order")
+    validation: float = Field(0.1, ge=0, le=0.5, description="share of the budget kept for validation")
+    test_images: int | None = Field(
+        None, ge=1, description="score only this many test images (stratified, the same for every run)"
+    )
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Target:
+        if self.per_class is not None and self.fraction is not None:
+            raise ValueError("give `per_class` or `fraction`, not both (neither means all images)")
+        return self
+
+    @property
+    def budget(self) -> str:
+        """For tables: 'all', '10 %', '50 per class'."""
+        if self.per_class is not None:
+            return f"{self.per_class} per class"
+        return "all" if self.fraction in (None, 1.0) else f"{100 * self.fraction:g} %"  # type: ignore[operator]
+
+
+class Head(Model):
+    """What is grafted on the trunk."""
+
+    kind: Literal["linear", "mlp", "rest"] = Field(
+        "linear", description="rest: the network's remaining blocks, re-initialised, and a new classifier"
+    )
+    hidden: int = Field(256, ge=1, le=65536, description="width of the mlp's hidden layer")
+    dropout: float = Field(0.0, ge=0, lt=1, description="before the last layer of the mlp")
+
+
+class Recipe(Model):
+    """How to train."""
+
+    optimizer: Literal["sgd", "adamw", "lbfgs"] = Field(
+        "sgd", description="lbfgs: full-batch logistic regression, for linear heads on a frozen trunk"
+    )
+    epochs: int = Field(10, ge=1, le=100_000)
+    batch_size: int = Field(128, ge=1, le=1_000_000)
+    lr: float = Field(0.1, gt=0, le=1000, description="peak learning rate")
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0, le=1000, description="spares BatchNorm and biases")
+    schedule: Literal["cosine", "constant", "one-cycle"] = "cosine"
+    warmup: float = Field(0.0, ge=0, le=0.9, description="share of all steps with a rising learning rate")
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    augment: Literal["none", "flip", "crop-flip"] = Field(
+        "none", description="crop-flip: reflect-pad by 1/8 of the side, random crop, horizontal flip"
+    )
+    keep: Literal["last", "best"] = Field("last", description="epoch to keep; best is chosen on validation only")
+
+
+def _short_head(value: object) -> object:
+    return {"kind": value} if isinstance(value, str) else value
+
+
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str | int | float | dict) or value is None else value
+
+
+HeadField = Annotated[Head, BeforeValidator(_short_head)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_as_list), Field(min_length=1)]
+
+
+class Row(Model):
+    """One named cell of the table: run once per seed and recipe."""
+
+    name: str = Field(min_length=1, max_length=200)
+    source: str
+    cut: str | None = Field(None, description="last layer of the trunk; none: all but the classifier")
+    method: Method = "finetune"
+    head: HeadField = Head()
+    target: str
+    recipe: Names = Field(description="one or several recipes; the best on validation is scored on test")
+    seeds: tuple[Seed, ...] | None = Field(None, min_length=1, description="instead of the study's seeds")
+    note: str = Field("", description="shown in the table: what the row is, what was made smaller")
+    original: float | None = Field(None, ge=0, le=1, description="accuracy the original study reported")
+
+
+def _head_list(value: object) -> object:
+    return [_short_head(v) for v in value] if isinstance(value, list | tuple) else [_short_head(value)]
+
+
+class Grid(Model):
+    """Every combination of the lists, each a row; `name` is filled with the combination's values."""
+
+    name: str = Field(
+        "{source} | {cut} | {method} | {head} | {target}",
+        description="fields in braces: source, cut, method, head, target",
+    )
+    source: Names
+    cut: Annotated[tuple[str | None, ...], BeforeValidator(_as_list), Field(min_length=1)] = (None,)
+    method: Annotated[tuple[Method, ...], BeforeValidator(_as_list), Field(min_length=1)] = ("finetune",)
+    head: Annotated[tuple[Head, ...], BeforeValidator(_head_list), Field(min_length=1)] = (Head(),)
+    target: Names
+    recipe: Names
+    seeds: tuple[Seed, ...] | None = Field(None, min_length=1)
+    note: str = ""

@@ -1,0 +1,34 @@
+"""One cell of a study, with everything resolved that determines its result."""
+
+from __future__ import annotations
+
+from regraft.spec.models import Head, Method, Model, Recipe, Seed, Source, Target
+
+
+class Run(Model):
+    """Source, cut, method, head, target, recipe and seed of one training.
+
+    `source.run` names a row; the run of that row with the same seed (or its only seed) is the source, so that
+    arms which share a seed also share their source network.
+    """
+
+    row: str
+    source_name: str
+    source: Source
+    cut: str | None
+    method: Method
+    head: Head
+    target_name: str
+    target: Target
+    recipe_name: str
+    recipe: Recipe
+    seed: Seed
+
+    @property
+    def cell(self) -> tuple[str, int]:
+        """Runs of one cell differ only in their recipe; the best on validation stands for the cell."""
+        return (self.row, self.seed)
+
+    @property
+    def label(self) -> str:
+        return f"{self.row} [seed {self.seed}, {self.recipe_name}]"

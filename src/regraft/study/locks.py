@@ -1,0 +1,62 @@
+"""Advisory locks, so that two processes on one store do not compute the same thing twice.
+
+The store is correct without them (writing an artifact is one rename): they only save work. A lock dies with its
+process, because the operating system drops it; where the file system has no locking, nothing is locked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from pathlib import Path
+from types import TracebackType
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_UNSUPPORTED = {errno.ENOSYS, errno.ENOTSUP, errno.EINVAL, errno.ENOLCK}
+
+
+class Busy(Exception):  # noqa: N818 - a state, not a failure; never reaches the user
+    """Another process is computing this."""
+
+
+class Lock:
+    """`with Lock(path, wait=False): ...` raises Busy if another process holds it."""
+
+    def __init__(self, path: Path, *, wait: bool) -> None:
+        self.path, self.wait = path, wait
+        self._handle: int | None = None
+
+    def __enter__(self) -> Lock:
+        if fcntl is None:
+            return self
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | (0 if self.wait else fcntl.LOCK_NB))
+            except OSError as error:
+                os.close(handle)
+                if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                    raise Busy(str(self.path)) from None
+                if error.errno in _UNSUPPORTED:
+                    return self
+                raise
+            # The former holder removes the file; what we locked must still be the file of that name.
+            with contextlib.suppress(FileNotFoundError):
+                if os.stat(self.path).st_ino == os.fstat(handle).st_ino:
+                    self._handle = handle
+                    return self
+            os.close(handle)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._handle is not None:
+            self.path.unlink(missing_ok=True)
+            os.close(self._handle)
+            self._handle = None
