@@ -1,6 +1,6 @@
 """regraft: what is transfer learning worth here?
 
-Cut a trained network, graft a new head on it, train it frozen or fine-tuned, and compare with training from scratch.
+Cut a trained network, graft a new head on it, train it frozen or fine-tuned, compare with scratch.
 Five lines do a whole study:
 
     import regraft

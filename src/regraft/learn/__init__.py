@@ -1,1 +1,1 @@
-
+"""Features, head solvers, the training loop, scoring."""

@@ -1,7 +1,7 @@
 """What the engine says while it works. Displays (regraft.show.progress) turn these into bars or lines.
 
-The engine calls one function, `report(event)`; it never prints. Cost is in units of the engine's choice (FLOPs):
-only ratios matter, as the weight of a step in the estimate of the remaining time.
+The engine calls one function, `report(event)`; it never prints. Cost is in units of the engine's choice
+(FLOPs): only ratios matter, as the weight of a step in the estimate of the remaining time.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ import contextlib
 import errno
 import os
 from pathlib import Path
-from types import TracebackType
 
 try:
     import fcntl
@@ -25,15 +24,15 @@ class Busy(Exception):  # noqa: N818 - a state, not a failure; never reaches the
 
 
 class Lock:
-    """`with Lock(path, wait=False): ...` raises Busy if another process holds it."""
+    """`Lock(path, wait=False).acquire()` raises Busy if another process holds it."""
 
     def __init__(self, path: Path, *, wait: bool) -> None:
         self.path, self.wait = path, wait
         self._handle: int | None = None
 
-    def __enter__(self) -> Lock:
+    def acquire(self) -> None:
         if fcntl is None:
-            return self
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         while True:
             handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -44,18 +43,16 @@ class Lock:
                 if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                     raise Busy(str(self.path)) from None
                 if error.errno in _UNSUPPORTED:
-                    return self
+                    return
                 raise
             # The former holder removes the file; what we locked must still be the file of that name.
             with contextlib.suppress(FileNotFoundError):
                 if os.stat(self.path).st_ino == os.fstat(handle).st_ino:
                     self._handle = handle
-                    return self
+                    return
             os.close(handle)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def release(self) -> None:
         if self._handle is not None:
             self.path.unlink(missing_ok=True)
             os.close(self._handle)

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+import csv
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from regraft.spec import Study
+from regraft.errors import RegraftError
+from regraft.spec import Run, Study
+from regraft.study.files import write_text
+from regraft.study.html import html_table
+
+if TYPE_CHECKING:
+    from regraft.study.keys import Keys
 
 
 @dataclass(frozen=True)
@@ -18,7 +29,7 @@ class Cell:
     test_images: int
     chance: float  # 1 / classes
     validation_accuracy: float | None  # of the kept epoch
-    train_accuracy: float | None  # on the training images without augmentation
+    train_accuracy: float | None  # on the training batches of the last epoch, as augmented
     source: str
     network: str
     weights: str  # "random", "pretrained", "file", or the name of the source row
@@ -37,10 +48,13 @@ class Cell:
     original: float | None  # accuracy the original study reported for this row
     key: str  # of the fit in the store
     # Not in results.csv: differs from machine to machine, or is too large
-    cost: dict[str, Any] = field(default_factory=dict)  # seconds, device, threads, images, versions, command
+    cost: dict[str, Any] = field(default_factory=dict)  # seconds, device, threads, versions, ...
     curve: list[dict[str, float]] = field(default_factory=list)  # per epoch: epoch, train_loss, lr, validation_*
     confusion: list[list[int]] = field(default_factory=list)  # [true][predicted], counts
     class_names: tuple[str, ...] = ()
+
+
+CSV_FIELDS = tuple(f.name for f in fields(Cell))[: tuple(f.name for f in fields(Cell)).index("key") + 1]
 
 
 @dataclass(frozen=True)
@@ -60,3 +74,74 @@ class Results:
     cells: list[Cell]
     missing: list[Missing]
     scores_taken: int  # how often the test labels were read for this study
+
+    @classmethod
+    def read(cls, study: Study, keys: Keys, reasons: Mapping[tuple[str, int], str]) -> Results:
+        """Collect what the store has; cells in the order of the study, then by seed."""
+        found: list[Cell] = []
+        missing: list[Missing] = []
+        rows = {row.name: (i, row) for i, row in enumerate(study.all_rows())}
+        for cell in sorted(keys.by_cell, key=lambda c: (rows[c[0]][0], c[1])):
+            try:
+                found.append(_read_cell(keys, keys.chosen(cell), study))
+            except RegraftError as error:
+                missing.append(Missing(*cell, reasons.get(cell, str(error))))
+        return cls(study, found, missing, len(found))
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The cells as plain dictionaries: `pandas.DataFrame(results.rows)`."""
+        return [{name: getattr(cell, name) for name in CSV_FIELDS} for cell in self.cells]
+
+    def to_csv(self, path: str | Path) -> Path:
+        """What the study determines, and nothing else: the same study gives the same file."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, CSV_FIELDS, lineterminator="\n")
+        writer.writeheader()
+        for row in self.rows:
+            writer.writerow({**row, "accuracy": repr(row["accuracy"])})
+        return write_text(Path(path), text.getvalue())
+
+    def to_json(self, path: str | Path) -> Path:
+        """Everything, costs, curves and confusion matrices included."""
+        content = {
+            "study": self.study.model_dump(mode="json"),
+            "cells": [asdict(cell) for cell in self.cells],
+            "missing": [asdict(cell) for cell in self.missing],
+            "scores_taken": self.scores_taken,
+        }
+        return write_text(Path(path), json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> Results:
+        """What `to_json` wrote."""
+        content = json.loads(Path(path).read_text("utf-8"))
+        cells = [Cell(**{**c, "class_names": tuple(c["class_names"])}) for c in content["cells"]]
+        missing = [Missing(**m) for m in content["missing"]]
+        return cls(Study.from_dict(content["study"]), cells, missing, content["scores_taken"])
+
+    def _repr_html_(self) -> str:
+        return html_table(self)
+
+
+def _read_cell(keys: Keys, run: Run, study: Study) -> Cell:
+    fitted = keys.fitted(run)
+    scored = keys.store.get(keys.score_key(run))
+    if scored is None:
+        raise RegraftError("trained, but not scored yet")
+    network, stem = keys.network(run)
+    row = study.row(run.row)
+    values, classes = fitted.values, len(scored.values["class_names"])
+    return Cell(
+        row=run.row, seed=run.seed, accuracy=scored.values["accuracy"], test_images=scored.values["test_images"],
+        chance=1.0 / classes, validation_accuracy=values["validation_accuracy"],
+        train_accuracy=values["train_accuracy"], source=run.source_name,
+        network=network if stem == "imagenet" else f"{network} ({stem} stem)",
+        weights=run.source.run or run.source.weights.split(":")[0], cut=fitted.spec["cut"], method=run.method,
+        head=run.head.kind, target=run.target_name, data=run.target.data, budget=run.target.budget,
+        train_images=values["train_images"], validation_images=values["validation_images"], classes=classes,
+        image_size=fitted.spec["preprocessing"]["image_size"], recipe=run.recipe_name, note=row.note,
+        original=row.original, key=fitted.key, cost={**fitted.record, "score": scored.record},
+        curve=values["curve"], confusion=scored.values["confusion"],
+        class_names=tuple(scored.values["class_names"]),
+    )  # fmt: skip

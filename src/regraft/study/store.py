@@ -105,8 +105,13 @@ class Store:
 
     @contextlib.contextmanager
     def locked(self, name: str, *, wait: bool = True) -> Iterator[None]:
-        with self._writing(), Lock(self.root / "locks" / name, wait=wait):
+        lock = Lock(self.root / "locks" / name, wait=wait)
+        with self._writing():
+            lock.acquire()
+        try:
             yield
+        finally:
+            lock.release()
 
     def get(self, key: str) -> Artifact | None:
         """The artifact, or None if it is absent or was damaged (then it has been set aside)."""
@@ -119,11 +124,11 @@ class Store:
             return None
 
     def has(self, key: str) -> bool:
-        return self._path(key).is_dir()
+        return self.path(key).is_dir()
 
     def read(self, key: str) -> Artifact:
         """Raises UnknownName, or ArtifactDamaged with the file that does not have its digest."""
-        path = self._path(key)
+        path = self.path(key)
         if not path.is_dir():
             raise UnknownName(f"the store has no artifact {key!r}; list a study's with: regraft status STUDY")
         record = _read_record(path)
@@ -153,7 +158,7 @@ class Store:
         with self._writing():
             target.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileNotFoundError):  # another process was first
-                self._path(key).rename(target)
+                self.path(key).rename(target)
                 (target / "why.txt").write_text(why + "\n")
 
     # A set of artifacts that belong together (the shards of one feature table), found without reading them all.
@@ -167,7 +172,7 @@ class Store:
         folder = self.root / "groups" / group
         return sorted(p.name for p in folder.iterdir() if self.has(p.name)) if folder.is_dir() else []
 
-    def _path(self, key: str) -> Path:
+    def path(self, key: str) -> Path:
         return self.root / "objects" / key[:2] / key
 
     def _write(
@@ -191,13 +196,13 @@ class Store:
                 for name in (*FILES, "record.json"):
                     _flush(folder / name)
                 _flush(folder)
-                self._path(key).parent.mkdir(parents=True, exist_ok=True)
+                self.path(key).parent.mkdir(parents=True, exist_ok=True)
                 with contextlib.suppress(FileExistsError, OSError):
                     if not self.has(key):  # whoever came first has stored the same result
-                        folder.rename(self._path(key))
-                        _flush(self._path(key).parent)
+                        folder.rename(self.path(key))
+                        _flush(self.path(key).parent)
                 if not self.has(key):
-                    raise StoreError(f"could not move {folder} to {self._path(key)}; is the file system full?")
+                    raise StoreError(f"could not move {folder} to {self.path(key)}; is the file system full?")
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
         return self.read(key)

@@ -1,0 +1,144 @@
+"""Writes the generated parts of docs/cli.md and docs/study-file.md: `make_reference.py [--check]`."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from enum import EnumMeta
+from typing import Any, get_args
+
+import typer
+from blocks import update
+
+from regraft.cli import app
+from regraft.spec import Grid, Head, Preprocessing, Recipe, Row, Source, Study, Target
+
+MODELS = {
+    "The study": Study,
+    "`sources`: where the trunk comes from": Source,
+    "`preprocessing`, in a source with `file:` weights": Preprocessing,
+    "`targets`: data and budget": Target,
+    "`recipes`: how to train": Recipe,
+    "`rows`: named cells of the table": Row,
+    "`head`, in a row or a grid": Head,
+    "`grid`: every combination": Grid,
+}
+
+
+def cli_reference() -> str:
+    """Every command with its help, arguments and options, read from the functions behind them."""
+    assert app.registered_callback
+    assert app.registered_callback.callback
+    parts = [_command("regraft", app.registered_callback.callback, tail="COMMAND ...")]
+    parts += [_command(f"regraft {name}", function) for name, function in commands(app)]
+    return "\n".join(parts)
+
+
+def commands(group: typer.Typer) -> Iterator[tuple[str, Callable[..., Any]]]:
+    """("data get", function) of every command, groups opened."""
+    for command in group.registered_commands:
+        assert command.callback
+        yield command.name or command.callback.__name__, command.callback
+    for inner in group.registered_groups:
+        assert inner.typer_instance
+        for name, function in commands(inner.typer_instance):
+            yield f"{inner.name} {name}", function
+
+
+def _command(path: str, function: Callable[..., Any], tail: str = "") -> str:
+    usage, rows = [path, "[OPTIONS]"], []
+    for parameter in inspect.signature(function, eval_str=True).parameters.values():
+        annotation, info = get_args(parameter.annotation)[:2]
+        default = "" if parameter.default in (None, False, parameter.empty) else f"`{parameter.default}`"
+        choices = [f"`{name}`" for name in annotation.__members__] if isinstance(annotation, EnumMeta) else []
+        meaning = f"{info.help}{_in_brackets(choices)}"
+        if isinstance(info, typer.models.OptionInfo):
+            given = [str(name) for name in (info.default, *(info.param_decls or ())) if name is not ...]
+            names = given or [f"--{parameter.name.replace('_', '-')}"]
+            rows.append((" ".join(f"`{name}`" for name in names), meaning, default))
+        else:
+            name = str(info.metavar)
+            usage.append(
+                name if parameter.default is parameter.empty or name.startswith("[") else f"[{name}]"
+            )
+            rows.append((f"`{name.strip('[].')}`", meaning, default))
+    lines = [f"## {path}\n", "```", " ".join([*usage, *([tail] if tail else [])]), "```"]
+    lines += [inspect.cleandoc(function.__doc__ or ""), ""]
+    return "\n".join(
+        [*lines, *([_table(("argument or option", "meaning", "default"), rows), ""] if rows else [])]
+    )
+
+
+def _in_brackets(words: list[str]) -> str:
+    return f" ({', '.join(words)})" if words else ""
+
+
+def study_reference() -> str:
+    """Every field of a study file."""
+    whole = Study.model_json_schema()
+    schemas = {"Study": whole, **whole["$defs"]}
+    return "\n".join(_model(title, schemas[model.__name__]) for title, model in MODELS.items())
+
+
+def _model(title: str, schema: Mapping[str, Any]) -> str:
+    required = schema.get("required", [])
+    rows = [
+        (f"`{name}`", _type(field), "required" if name in required else f"`{_json(field.get('default'))}`",
+         field.get("description", ""))
+        for name, field in schema["properties"].items()
+    ]  # fmt: skip
+    return f"## {title}\n\n{_table(('field', 'type', 'default', 'meaning'), rows)}\n"
+
+
+def _json(value: object) -> str:
+    import json
+
+    return "none" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def _type(field: Mapping[str, Any]) -> str:
+    if "$ref" in field:
+        return str(field["$ref"]).split("/")[-1].lower()
+    if "enum" in field:
+        return " | ".join(f"`{value}`" for value in field["enum"])
+    if "anyOf" in field:
+        return " or ".join(_type(part) for part in field["anyOf"] if part.get("type") != "null")
+    if field.get("type") == "array":
+        item = field.get("items") or (field.get("prefixItems") or [{}])[0]
+        count = (
+            f"{field['maxItems']} "
+            if field.get("maxItems") == field.get("minItems") and "maxItems" in field
+            else ""
+        )
+        return f"list of {count}{_type(item)}"
+    if field.get("type") == "object":
+        return f"mapping of names to {_type(field['additionalProperties'])}"
+    words = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false"}
+    return words.get(str(field.get("type")), "any") + _bounds(field)
+
+
+def _bounds(field: Mapping[str, Any]) -> str:
+    signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    said = [
+        f"{sign} {field[name]:g}" if field[name] < 1e6 else f"{sign} {field[name]}"
+        for name, sign in signs.items()
+        if name in field
+    ]
+    return f" {', '.join(said)}" if said else ""
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join(f"| {' | '.join(_cell(cell) for cell in line)} |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    update(
+        {"docs/cli.md": {"commands": cli_reference()}, "docs/study-file.md": {"fields": study_reference()}},
+        check="--check" in sys.argv[1:],
+    )

@@ -1,0 +1,113 @@
+"""Alarms: trained cells that are likely broken, and what to look at."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from scipy import stats
+
+from regraft.study.results import Cell, Results
+
+CHANCE_LEVEL = 0.01  # p above this: accuracy is not clearly above chance
+MIN_VALIDATION_IMAGES = 50  # with fewer, "not above chance" says nothing about a network
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """Something about one cell that makes its number doubtful."""
+
+    row: str
+    seed: int
+    kind: str  # a key of MESSAGES
+    message: str
+
+
+# kind -> what was seen, likely causes, what to check. Filled with the cell's numbers.
+MESSAGES = {
+    "nan": (
+        "not-a-number or infinity in {where}. Likely causes: learning rate too high, reduced "
+        "precision overflowing. Check: lower `lr` (now recipe {recipe!r}) by 10 times, add `warmup`."
+    ),
+    "diverged": (
+        "training loss rose from {first:.3g} to {last:.3g}. Likely causes: learning rate too high, no "
+        "warm-up. Check: lower `lr` (now recipe {recipe!r}) by 3 to 10 times, add `warmup`."
+    ),
+    "flat": (
+        "training loss stayed at {last:.3g} for {epochs} epochs, where guessing among {classes} classes "
+        "gives {guess:.3g}: it never started learning. Likely causes: learning rate far too low or too high, "
+        "trunk output constant. Check: a recipe with another `lr`, and the input's normalisation."
+    ),
+    "chance": (
+        "accuracy {accuracy:.1f} % of {test_images:,} test images is not clearly above chance, "
+        "{chance:.1f} % (exact binomial p = {p:.2g}). Likely causes: wrong normalisation or resolution for "
+        "the weights, labels in another order, a recipe that never started learning. Check: image size "
+        "{image_size} px against what the weights expect, the loss curve, and more epochs or another `lr`."
+    ),
+    "memorised": (
+        "accuracy on training images is {train:.1f} %, on validation {validation:.1f} %, which is not above "
+        "chance, {chance:.1f} %. Likely causes: labels do not belong to the images, or too few images "
+        "({train_images:,}) for training this many layers. Check: labels of a few images, a frozen trunk, "
+        "augmentation."
+    ),
+}
+
+
+def chance_p(accuracy: float, n: int, chance: float) -> float:
+    """One-sided exact binomial test: probability of at least this accuracy on n images by guessing."""
+    return float(stats.binomtest(round(accuracy * n), n, chance, alternative="greater").pvalue)
+
+
+def alarms(results: Results) -> list[Alarm]:
+    """Every alarm of every cell, in the order of the cells."""
+    found = []
+    for cell in results.cells:
+        for kind, facts in _findings(cell):
+            found.append(Alarm(cell.row, cell.seed, kind, MESSAGES[kind].format(**facts)))
+    return found
+
+
+def _findings(cell: Cell) -> list[tuple[str, dict[str, object]]]:
+    """(kind, numbers for its message) of one cell."""
+    losses = [epoch["train_loss"] for epoch in cell.curve if "train_loss" in epoch]
+    if where := _not_finite(cell, losses):
+        return [("nan", {"where": where, "recipe": cell.recipe})]
+    found: list[tuple[str, dict[str, object]]] = []
+    guess = math.log(cell.classes)  # cross-entropy of guessing evenly, nats
+    if len(losses) >= 2 and losses[-1] > max(1.2 * losses[0], 1.2 * guess):
+        found.append(("diverged", {"first": losses[0], "last": losses[-1], "recipe": cell.recipe}))
+    elif len(losses) >= 3 and losses[-1] > 0.97 * losses[0] and losses[-1] > 0.9 * guess:
+        found.append(
+            ("flat", {"last": losses[-1], "epochs": len(losses), "classes": cell.classes, "guess": guess})
+        )
+    chance = 100 * cell.chance
+    if (p := chance_p(cell.accuracy, cell.test_images, cell.chance)) > CHANCE_LEVEL:
+        facts = {"accuracy": 100 * cell.accuracy, "test_images": cell.test_images, "chance": chance, "p": p}
+        found.append(("chance", {**facts, "image_size": cell.image_size}))
+    if _memorised(cell):
+        assert cell.train_accuracy is not None
+        assert cell.validation_accuracy is not None
+        train, validation = 100 * cell.train_accuracy, 100 * cell.validation_accuracy
+        facts = {"train": train, "validation": validation, "chance": chance}
+        found.append(("memorised", {**facts, "train_images": cell.train_images}))
+    return found
+
+
+def _not_finite(cell: Cell, losses: list[float]) -> str:
+    """Names the first number that is NaN or infinite; "" if none is."""
+    named = [("accuracy", cell.accuracy), ("validation accuracy", cell.validation_accuracy)]
+    named += [("train accuracy", cell.train_accuracy)]
+    named += [(f"the training loss of epoch {i + 1}", loss) for i, loss in enumerate(losses)]
+    return next((name for name, value in named if value is not None and not math.isfinite(value)), "")
+
+
+def _memorised(cell: Cell) -> bool:
+    """Training images learnt at least half-way from chance to perfect, validation not above chance."""
+    if cell.train_accuracy is None or cell.validation_accuracy is None:
+        return False
+    high = cell.train_accuracy >= (1 + cell.chance) / 2
+    return (
+        high
+        and cell.validation_images >= MIN_VALIDATION_IMAGES
+        and chance_p(cell.validation_accuracy, cell.validation_images, cell.chance) > CHANCE_LEVEL
+    )

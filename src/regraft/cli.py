@@ -1,0 +1,284 @@
+"""The command line: each command translates its words, calls the library and prints.
+
+Nothing heavy is imported at the top: `--help`, completion and errors about a study file answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from regraft.errors import RegraftError, StudyError
+
+if TYPE_CHECKING:
+    from regraft.spec import Study
+    from regraft.study.store import Store
+
+app = typer.Typer(
+    name="regraft",
+    epilog="Start with `regraft run`. For a study of your own: `regraft presets quickstart > my.yaml`.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data_app = typer.Typer(
+    help="The image data sets: what there is, fetch one, look at one.", no_args_is_help=True
+)
+app.add_typer(data_app, name="data")
+
+
+Device = StrEnum("Device", ["auto", "cpu", "cuda", "mps"])
+ExecutorName = StrEnum("ExecutorName", ["serial", "processes"])
+Stem = StrEnum("Stem", ["imagenet", "cifar"])  # the first layers of a ResNet
+
+
+def _complete_study(incomplete: str) -> list[str]:
+    from regraft.spec import presets
+
+    folder = os.path.dirname(incomplete)
+    files = [os.path.join(folder, path.name) for path in Path(folder or ".").glob("*.y*ml")]
+    return sorted(name for name in [*presets(), *files] if name.startswith(incomplete))
+
+
+StudyName = Annotated[
+    str,
+    typer.Argument(
+        metavar="STUDY", help="a study file (YAML) or a preset's name", autocompletion=_complete_study
+    ),
+]
+StoreFolder = Annotated[
+    Path | None, typer.Option("--store", help="folder of the results store; default: the user's cache folder")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON on standard output, for programs")]
+
+
+def _read_study(name: str) -> Study:
+    """Called before a command's heavy imports: an error about the file then comes at once."""
+    from regraft.spec import Study
+
+    return Study.from_yaml(name)
+
+
+def _open_store(folder: Path | None) -> Store:
+    from regraft.study.store import Store, default_store
+
+    return Store(folder) if folder else default_store()
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"regraft {version('regraft')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="show the traceback of an error; the same as REGRAFT_DEBUG=1")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="print the version", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """What is transfer learning worth here? Cut a trained network, graft a new head, compare with scratch."""
+    if debug:  # in the environment, so that worker processes see it as well
+        os.environ["REGRAFT_DEBUG"] = "1"
+
+
+@app.command()
+def run(
+    study: StudyName = "quickstart",
+    out: Annotated[
+        Path | None, typer.Option(help="folder for table, figures and report; default: regraft-STUDY")
+    ] = None,
+    store: StoreFolder = None,
+    device: Annotated[
+        Device, typer.Option(help="where to compute; auto: cuda, else mps, else cpu")
+    ] = Device.auto,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads; default: the physical cores")
+    ] = None,
+    executor: Annotated[
+        ExecutorName, typer.Option(help="processes: several runs at once on this machine")
+    ] = ExecutorName.serial,
+    workers: Annotated[int, typer.Option(min=1, help="how many, with --executor processes")] = 2,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress, no table")] = False,
+    as_json: AsJson = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="use only data and weights already here")
+    ] = False,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.01, help="stop after so many minutes; run again to go on")
+    ] = None,
+) -> None:
+    """Run a study: compute what the store lacks, then write results.csv, results.json and report.html.
+
+    Stop it as often as you like (Ctrl-C, kill, power): the same command goes on where it was.
+    Exit code: 0 every row scored, 3 some rows missing (the reason is shown), 2 wrong study or usage,
+    1 another error, 130 stopped by Ctrl-C.
+    """
+    chosen = _read_study(study)
+    from regraft.cli_run import Wishes, execute
+
+    wishes = Wishes(
+        out=out or Path(f"regraft-{chosen.study}"), device=device.value, threads=threads, offline=offline,
+        workers=workers if executor is ExecutorName.processes else 0, quiet=quiet, as_json=as_json,
+        minutes=minutes,
+    )  # fmt: skip
+    raise typer.Exit(execute(chosen, _open_store(store), wishes))
+
+
+@app.command()
+def plan(study: StudyName, store: StoreFolder = None) -> None:
+    """Check a study and show what it would do: runs, shared steps, what the store has, images, disk, time."""
+    chosen = _read_study(study)
+    from regraft.study.planning import estimate
+
+    for line in estimate(chosen, _open_store(store)).lines():
+        typer.echo(line)
+
+
+@app.command()
+def status(study: StudyName, store: StoreFolder = None) -> None:
+    """Show how far a study is: cells scored and missing, row by row, with the reason."""
+    chosen = _read_study(study)
+    from regraft import cli_text
+    from regraft.study.run import read_results
+
+    cli_text.show(cli_text.progress_table(read_results(chosen, _open_store(store))))
+
+
+@app.command()
+def show(
+    key: Annotated[str, typer.Argument(metavar="KEY", help="key of an artifact, or its first characters")],
+    store: StoreFolder = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show one artifact of the store: what determined it, what it holds, what it took."""
+    from regraft import cli_text
+
+    shelf = _open_store(store)
+    artifact = shelf.read(shelf.find(key))
+    cli_text.show_json(artifact) if as_json else cli_text.show(cli_text.artifact_text(artifact))
+
+
+@app.command()
+def prune(
+    studies: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[STUDY]...", help="studies to keep everything of", autocompletion=_complete_study
+        ),
+    ] = None,
+    store: StoreFolder = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would be removed")] = False,
+) -> None:
+    """Remove from the store what none of the named studies needs; none named: only broken leftovers."""
+    keep = [_read_study(name) for name in studies or []]
+    from regraft import cli_text
+    from regraft.study.prune import prune as prune_store
+
+    cli_text.show(
+        cli_text.pruned_table(prune_store(_open_store(store), keep, dry_run=dry_run), dry_run=dry_run)
+    )
+
+
+@app.command()
+def presets(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="print this preset's YAML, to start your own from")
+    ] = None,
+) -> None:
+    """List the shipped studies, each with its question and cost; with NAME print its file."""
+    from regraft import cli_text
+
+    typer.echo(cli_text.preset_yaml(name), nl=False) if name else cli_text.show(cli_text.presets_table())
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a study file, for editors that complete and check YAML."""
+    import json
+
+    from regraft.spec import Study
+
+    typer.echo(json.dumps(Study.model_json_schema(), indent=2))
+
+
+@app.command()
+def cuts(
+    network: Annotated[str, typer.Argument(metavar="NETWORK", help="torchvision or timm name, as resnet18")],
+    image_size: Annotated[int, typer.Option(min=1, help="side of the image in pixels")] = 224,
+    stem: Annotated[Stem, typer.Option(help="cifar: 3x3 first convolution, no max-pooling")] = Stem.imagenet,
+) -> None:
+    """List where a network can be cut: name, depth, shape, parameters and FLOPs up to there."""
+    from regraft import cli_text
+    from regraft.networks import describe
+
+    points = describe(network, stem=stem.value, image_size=image_size)
+    cli_text.show(cli_text.cuts_table(network, points, image_size))
+
+
+@data_app.command("list")
+def data_list() -> None:
+    """List the data sets with their sizes, and whether they are on this machine."""
+    from regraft import cli_text
+    from regraft.data import dataset_info, dataset_names
+
+    cli_text.show(cli_text.data_table([dataset_info(name) for name in dataset_names()]))
+
+
+@data_app.command("get")
+def data_get(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="as in `regraft data list`, or folder:PATH")],
+    source: Annotated[
+        Path | None, typer.Option("--from", help="folder or archive that holds the published files")
+    ] = None,
+) -> None:
+    """Fetch a data set (or take it from a folder), check its digests, and keep it for every study."""
+    from regraft import cli_text
+    from regraft.data import dataset_info, load_dataset
+
+    load_dataset(name, source=source)
+    cli_text.show(cli_text.data_text(dataset_info(name)))
+
+
+@data_app.command("info")
+def data_info(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="as in `regraft data list`, or folder:PATH")],
+) -> None:
+    """Show a data set: classes, images, size, digest, and the ways to get it."""
+    from regraft import cli_text
+    from regraft.data import dataset_info
+
+    cli_text.show(cli_text.data_text(dataset_info(name)))
+
+
+@app.command()
+def doctor() -> None:
+    """Check this machine: versions, device, threads, disk, folders, and which data can be had."""
+    from regraft import cli_text
+    from regraft.doctor import examine
+
+    cli_text.show(cli_text.doctor_table(examine()))
+
+
+def main() -> None:
+    """Entry point. An error of the user's is one clear message, not a traceback."""
+    try:
+        app()
+    except RegraftError as error:
+        if os.environ.get("REGRAFT_DEBUG"):
+            raise
+        typer.echo(f"error: {error}", err=True)
+        raise SystemExit(2 if isinstance(error, StudyError) else 1) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""What `regraft run` does around `run_study`: progress, time limit, files, closing lines, exit code."""
+
+from __future__ import annotations
+
+import _thread
+import json
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+
+from regraft.cli_text import show
+from regraft.show.progress import choose_display
+from regraft.show.report import write_report
+from regraft.show.tables import results_table
+from regraft.spec import Study
+from regraft.study.executors import SERIAL, Processes
+from regraft.study.results import Results
+from regraft.study.run import read_results, run_study
+from regraft.study.store import Store
+
+COMPLETE, INCOMPLETE, INTERRUPTED = 0, 3, 130  # 130 = 128 + SIGINT, as shells report it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """How to run, none of which changes a result."""
+
+    out: Path
+    device: str
+    threads: int | None
+    offline: bool
+    workers: int  # 0: one step at a time, in this process
+    quiet: bool
+    as_json: bool
+    minutes: float | None
+
+
+def execute(study: Study, store: Store, wishes: Wishes) -> int:
+    """Run `study`, write its files, print the outcome; returns the exit code."""
+    try:
+        with time_limit(wishes.minutes) as limit, choose_display(_kind(wishes)) as report:
+            results = run_study(
+                study,
+                store,
+                Processes(wishes.workers) if wishes.workers else SERIAL,
+                report=report,
+                device=wishes.device,
+                threads=wishes.threads,
+                offline=wishes.offline,
+            )
+    except KeyboardInterrupt:
+        if not limit.reached.is_set():
+            typer.echo(f"\nStopped; what is finished is kept. Go on with: {_this_command()}", err=True)
+            return INTERRUPTED
+        results = read_results(study, store)
+    write_files(results, wishes.out)
+    _print_outcome(results, wishes)
+    return INCOMPLETE if results.missing else COMPLETE
+
+
+def write_files(results: Results, folder: Path) -> None:
+    """results.csv (what the study determines), results.json (and what it took), report.html."""
+    results.to_csv(folder / "results.csv")
+    results.to_json(folder / "results.json")
+    write_report(results, folder / "report.html")
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Tells a stop by the clock from a stop by the user."""
+
+    reached: threading.Event
+
+
+@contextmanager
+def time_limit(minutes: float | None) -> Iterator[Limit]:
+    """Raise KeyboardInterrupt in the main thread after `minutes`: steps stop as they do for Ctrl-C."""
+    limit = Limit(threading.Event())
+    if minutes is None:
+        yield limit
+        return
+    main = threading.get_ident()
+
+    def stop() -> None:
+        limit.reached.set()
+        if sys.platform == "win32":
+            _thread.interrupt_main()
+        else:  # a real signal also wakes a main thread that waits for worker processes
+            signal.pthread_kill(main, signal.SIGINT)
+
+    timer = threading.Timer(60 * minutes, stop)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield limit
+    finally:
+        timer.cancel()
+
+
+def _kind(wishes: Wishes) -> str:
+    if wishes.as_json:
+        return "json"
+    return "quiet" if wishes.quiet else "auto"
+
+
+def _print_outcome(results: Results, wishes: Wishes) -> None:
+    """The table and where the files are, on stdout; what is missing and why, on stderr."""
+    if wishes.as_json:
+        content = json.loads((wishes.out / "results.json").read_text("utf-8"))
+        typer.echo(json.dumps({"event": "results", "results": content}))
+    elif not wishes.quiet:
+        show(results_table(results))
+        typer.echo(f"Written to {wishes.out}: results.csv, results.json, report.html")
+    for reason, cells in _by_reason(results).items():
+        typer.echo(f"missing: {', '.join(cells)}: {reason}", err=True)
+    if results.missing:
+        typer.echo(f"Finished runs are kept; go on with: {_this_command()}", err=True)
+
+
+def _by_reason(results: Results) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for cell in results.missing:
+        found.setdefault(cell.reason, []).append(f"{cell.row} [seed {cell.seed}]")
+    return found
+
+
+def _this_command() -> str:
+    return shlex.join(["regraft", *sys.argv[1:]])

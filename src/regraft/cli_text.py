@@ -1,0 +1,166 @@
+"""Tables and texts of the small commands, as rich renderables. No computation beyond counting."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from regraft.errors import UnknownName, nearest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from regraft.doctor import Finding
+    from regraft.networks import CutPoint
+    from regraft.study.results import Results
+    from regraft.study.store import Artifact
+
+
+def show(content: RenderableType) -> None:
+    """Print; wide tables are not squeezed when the output is a file or a pipe."""
+    console = Console()
+    Console(width=None if console.is_terminal else 200).print(content)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: str = "") -> Table:
+    """`right`: the columns to align right, by name, separated by blanks."""
+    made = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    for name in columns:
+        made.add_column(name, justify="right" if name in right.split() else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(Text(str(value)) for value in row))  # Text: no markup read from names and paths
+    return made
+
+
+def size(count: float, unit: str = "B") -> str:
+    """1234567 -> '1.2 MB'."""
+    for prefix in ("", "k", "M", "G", "T"):
+        if abs(count) < 1000 or prefix == "T":
+            break
+        count /= 1000
+    return f"{count:.0f} {unit}" if prefix == "" else f"{count:.1f} {prefix}{unit}"
+
+
+def progress_table(results: Results) -> Group:
+    """Row by row: how many cells are scored, and why the others are not."""
+    scored: dict[str, list[float]] = {}
+    reasons: dict[str, set[str]] = {}
+    for cell in results.cells:
+        scored.setdefault(cell.row, []).append(cell.accuracy)
+    for gap in results.missing:
+        reasons.setdefault(gap.row, set()).add(gap.reason)
+    lacking = [gap.row for gap in results.missing]
+    rows = []
+    for name in dict.fromkeys(row.name for row in results.study.all_rows()):
+        done = len(scored.get(name, []))
+        rows.append(
+            (name, f"{done} of {done + lacking.count(name)}", "; ".join(sorted(reasons.get(name, set()))))
+        )
+    total = len(results.cells) + len(results.missing)
+    head = Text(f"{results.study.study}: {len(results.cells)} of {total} cells scored")
+    return Group(head, table("", ("row", "scored", "why not"), rows))
+
+
+def artifact_text(artifact: Artifact) -> Group:
+    """An artifact for people: spec, values (shortened), tensors, record."""
+    tensors = tensor_shapes(artifact.path / "data.safetensors")
+    return Group(
+        Text(f"{artifact.spec['stage']} {artifact.key}", style="bold"),
+        Text(f"{artifact.path}  ({size(artifact.size_bytes())})\n"),
+        table("determined by", ("field", "value"), _fields(artifact.spec)),
+        table("\nvalues", ("field", "value"), _fields(artifact.values)),
+        table("\ntensors", ("name", "shape", "type"), tensors),
+        table("\nrecord", ("field", "value"), _fields(artifact.record)),
+    )
+
+
+def show_json(artifact: Artifact) -> None:
+    """The whole artifact but its tensors' numbers, as JSON."""
+    tensors = [
+        {"name": name, "shape": shape, "dtype": dtype}
+        for name, shape, dtype in tensor_shapes(artifact.path / "data.safetensors")
+    ]
+    content = {
+        "key": artifact.key,
+        "path": str(artifact.path),
+        "spec": artifact.spec,
+        "values": artifact.values,
+        "tensors": tensors,
+        "record": artifact.record,
+    }
+    print(json.dumps(content, indent=2))
+
+
+def tensor_shapes(file: Path) -> list[tuple[str, list[int], str]]:
+    """(name, shape, dtype) of every tensor; reads the header only."""
+    with file.open("rb") as f:  # safetensors: 8 bytes of length, then that much JSON
+        header = json.loads(f.read(int.from_bytes(f.read(8), "little")))
+    return [(name, t["shape"], t["dtype"]) for name, t in sorted(header.items()) if name != "__metadata__"]
+
+
+def _fields(mapping: dict[str, object], longest: int = 160) -> list[tuple[str, str]]:
+    lines = []
+    for name, value in mapping.items():
+        text = json.dumps(value, ensure_ascii=False)
+        lines.append(
+            (name, text if len(text) <= longest else f"{text[:longest]}... ({len(text):,} characters)")
+        )
+    return lines
+
+
+def pruned_table(removed: Sequence[tuple[str, int, str]], *, dry_run: bool) -> Group:
+    freed = size(sum(n_bytes for _, n_bytes, _ in removed))
+    verb = "would be removed" if dry_run else "removed"
+    rows = [(key[:16], size(n_bytes), reason) for key, n_bytes, reason in removed]
+    return Group(
+        Text(f"{len(removed)} artifacts {verb}, {freed}"),
+        *([table("", ("key", "size", "why"), rows, right="size")] if removed else []),
+    )
+
+
+def presets_table() -> Table:
+    from regraft.spec import Study, presets
+
+    studies = [(name, Study.from_yaml(name)) for name in presets()]
+    return table("", ("preset", "question", "cost"), [(name, s.question, s.cost) for name, s in studies])
+
+
+def preset_yaml(name: str) -> str:
+    """The preset's file as shipped, comments included."""
+    from regraft.spec import presets
+
+    if name not in presets():
+        raise UnknownName(f"no preset {name!r}{nearest(name, presets())} Presets: {', '.join(presets())}.")
+    return resources.files("regraft.studies").joinpath(f"{name}.yaml").read_text("utf-8")
+
+
+def cuts_table(network: str, points: Sequence[CutPoint], image_size: int) -> Table:
+    """Where a network can be cut; all numbers are for what lies below the cut."""
+    rows = [
+        (
+            point.name,
+            f"{point.depth:.3f}",
+            " x ".join(map(str, point.shape)),
+            point.layout,
+            f"{point.parameters:,}",
+            size(point.flops, "FLOP"),
+            point.alias,
+        )
+        for point in points
+    ]
+    columns = ("cut", "depth", "shape", "layout", "parameters", "for one image", "also called")
+    title = f"{network} on {image_size} x {image_size} pixels (depth: share of the FLOPs below the cut)"
+    return table(title, columns, rows, right="depth parameters")
+
+
+def doctor_table(findings: Sequence[Finding]) -> Table:
+    marks = {"ok": "ok", "note": "--", "problem": "!!"}
+    return table(
+        "", ("", "what", "found", "advice"), [(marks[f.state], f.what, f.found, f.advice) for f in findings]
+    )

@@ -1,0 +1,136 @@
+"""Batched augmentation and the one path from uint8 pictures to a network's input, on the batch's device."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from regraft.errors import StudyError, UnknownName, nearest
+from regraft.spec.models import Preprocessing
+
+AUGMENTATIONS = ("none", "flip", "crop-flip")
+BATCH_AXES = {"nchw": (1, 2, 3), "nhwc": (3, 1, 2)}
+CHUNK_BYTES = 64 * 2**20
+
+
+def as_batch(images: NDArray[np.uint8]) -> torch.Tensor:
+    """(n, h, w, c) uint8, possibly memory-mapped -> a copy as (n, c, h, w) uint8, contiguous."""
+    return torch.from_numpy(np.array(images.transpose(0, 3, 1, 2), order="C"))
+
+
+def augment(
+    images: torch.Tensor,
+    kind: Literal["none", "flip", "crop-flip"],
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Each image flipped with probability 1/2 and, for "crop-flip", shifted by up to 1/8 of its side.
+
+    images: (n, c, h, w), any dtype, on any device; returns the same shape, dtype and device.
+    The shift is a random crop of the image reflected at its borders by max(1, side // 8) pixels.
+    generator: on the CPU, so that the same seed moves the same image the same way on every device.
+    """
+    if kind not in AUGMENTATIONS:
+        known = ", ".join(AUGMENTATIONS)
+        raise UnknownName(f"no augmentation {kind!r}{nearest(kind, AUGMENTATIONS)} Known: {known}.")
+    if kind == "none":
+        return images
+    n, channels, height, width = images.shape
+    rows = torch.arange(height).expand(n, height)
+    columns = torch.arange(width).expand(n, width)
+    if kind == "crop-flip":
+        rows = _shifted(rows, height, generator)
+        columns = _shifted(columns, width, generator)
+    flipped = torch.rand(n, 1, generator=generator) < 0.5
+    columns = torch.where(flipped, columns.flip(1), columns)
+    # One gather over flat pixel positions: 7 times as fast as a loop over images, 5 times as fast as
+    # indexing with four index tensors (measured for 128 x 3 x 32 x 32 uint8 on one CPU core: 0.5 ms).
+    pixels = (rows[:, :, None] * width + columns[:, None, :]).reshape(n, 1, height * width)
+    pixels = pixels.to(images.device, non_blocking=True).expand(n, channels, height * width)
+    return images.reshape(n, channels, height * width).gather(2, pixels).view(n, channels, height, width)
+
+
+def _shifted(positions: torch.Tensor, side: int, generator: torch.Generator) -> torch.Tensor:
+    """Per image, source rows (or columns) of a random crop of the image reflected at its borders."""
+    n = len(positions)
+    pad = min(max(1, side // 8), side - 1)  # a reflection needs a pixel beside the border
+    shift = torch.randint(-pad, pad + 1, (n, 1), generator=generator)
+    moved = (positions + shift).abs()  # (n, side); left of 0 reflects to the right
+    return torch.where(moved >= side, 2 * (side - 1) - moved, moved)
+
+
+def prepare(images: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
+    """uint8 pictures -> float32 (n, 3, s, s), as the weights of `preprocessing` expect them.
+
+    images: (n, c, h, w) or (n, h, w, c) uint8 RGB or grey, square (where both readings fit, the first).
+    In this order: [0, 1] units, resize with antialias when the side differs, three channels, channel order,
+    subtract the mean, divide by the std (mean and std are in the network's channel order).
+    Raises StudyError for anything but uint8: a picture that is normalised twice is the error this prevents.
+    """
+    if images.dtype != torch.uint8:
+        raise StudyError(
+            f"prepare takes uint8 pictures in 0..255, got {images.dtype}; "
+            "augment before preparing, and prepare once"
+        )
+    images = _channels_first(images)
+    mean = torch.tensor(preprocessing.mean, dtype=torch.float64)
+    std = torch.tensor(preprocessing.std, dtype=torch.float64)
+    side = preprocessing.image_size
+    if images.shape[2:] == (side, side):
+        pixels, unit = images.float(), 255.0  # scaling and normalising become one multiply-add
+    else:
+        pixels, unit = _resized(images.float().div_(255), side, preprocessing.interpolation), 1.0
+    pixels = pixels.expand(-1, 3, -1, -1)  # grey -> 3 equal channels
+    if preprocessing.channels == "bgr":
+        pixels = pixels.flip(1)
+    scale = (1 / (unit * std)).float().view(1, 3, 1, 1).to(images.device)
+    shift = (-mean / std).float().view(1, 3, 1, 1).to(images.device)
+    return pixels * scale + shift  # (n, c, h, w) -> (n, 3, s, s)
+
+
+def _channels_first(images: torch.Tensor) -> torch.Tensor:
+    for layout, (channels, height, width) in BATCH_AXES.items():
+        if (
+            images.ndim == 4
+            and images.shape[channels] in (1, 3)
+            and images.shape[height] == images.shape[width]
+        ):
+            return images if layout == "nchw" else images.permute(0, 3, 1, 2)
+    raise StudyError(
+        f"prepare takes square pictures (n, c, s, s) or (n, s, s, c) with c 1 or 3, got {tuple(images.shape)}"
+    )
+
+
+def _resized(pixels: torch.Tensor, side: int, interpolation: Literal["bilinear", "bicubic"]) -> torch.Tensor:
+    pixels = F.interpolate(
+        pixels, size=(side, side), mode=interpolation, antialias=True, align_corners=False
+    )  # (n, c, h, w) -> (n, c, side, side)
+    # Bicubic overshoots at edges; pictures that weights were trained on were clipped to 0..255 there.
+    return pixels.clamp_(0, 1)
+
+
+def channel_statistics(
+    images: NDArray[np.uint8],
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and standard deviation of each channel over all pixels, in [0, 1] units (grey: thrice the same).
+
+    images: (n, h, w, c) uint8, possibly memory-mapped; read in parts. Exact, because whole numbers are counted.
+    A channel that hardly varies gets the std 1/255, so that one can divide by it.
+    """
+    channels = images.shape[3]
+    counts = np.zeros((channels, 256), np.int64)
+    step = max(1, CHUNK_BYTES // max(1, images[:1].nbytes))
+    for start in range(0, len(images), step):
+        part = images[start : start + step]
+        for channel in range(channels):
+            counts[channel] += np.bincount(part[..., channel].ravel(), minlength=256)
+    levels = np.arange(256) / 255
+    total = counts.sum(axis=1)
+    mean = counts @ levels / total
+    variance = (counts * (levels - mean[:, None]) ** 2).sum(axis=1) / total
+    std = np.maximum(np.sqrt(variance), 1 / 255)
+    mean, std = np.broadcast_to(mean, 3), np.broadcast_to(std, 3)
+    return (float(mean[0]), float(mean[1]), float(mean[2])), (float(std[0]), float(std[1]), float(std[2]))

@@ -1,0 +1,131 @@
+"""Data sets as arrays on disk: home/data/NAME/{train,test[,validation]}_{images,labels}.npy and info.json."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regraft.data.formats import Content
+from regraft.data.splits import Dataset, Split, TestSplit
+from regraft.errors import DataDamaged
+
+VERSION = 1  # of the layout
+MAP_BEYOND_BYTES = 256 * 2**20  # larger image arrays are memory-mapped
+BLOCK_IMAGES = 4096
+
+
+def array_sha256(array: NDArray[Any]) -> str:
+    """Of the bytes in C order; labels as little-endian int64. Reads a memory-mapped array in parts."""
+    digest = hashlib.sha256()
+    for start in range(0, len(array), BLOCK_IMAGES):
+        part = np.ascontiguousarray(array[start : start + BLOCK_IMAGES])
+        digest.update((part if part.dtype == np.uint8 else part.astype("<i8")).data)
+    return digest.hexdigest()
+
+
+def arrays_of(content: Content) -> dict[str, NDArray[Any]]:
+    return {
+        f"{part}_{kind}": getattr(getattr(content, part), kind)
+        for part in ("train", "test")
+        for kind in ("images", "labels")
+    }
+
+
+def content_digest(content: Content, classes: tuple[str, ...]) -> str:
+    """sha256 of a data set's whole content: shapes and bytes of its arrays, and its class names."""
+    return digest_of(described(arrays_of(content)), classes)
+
+
+def described(arrays: dict[str, NDArray[Any]]) -> dict[str, dict[str, Any]]:
+    return {name: {"shape": list(a.shape), "sha256": array_sha256(a)} for name, a in arrays.items()}
+
+
+def digest_of(arrays: dict[str, dict[str, Any]], classes: tuple[str, ...]) -> str:
+    words = json.dumps(["regraft data set", 1, arrays, classes], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(words.encode()).hexdigest()
+
+
+def write_info(
+    folder: Path, *, name: str, classes: tuple[str, ...], digest: str | None, origin: str,
+    unreadable: tuple[str, ...] = (),
+) -> None:  # fmt: skip
+    """The record beside the arrays, written last: a folder without it is not complete.
+
+    digest: what determines the content, if it is not the arrays themselves (for a folder of pictures, its files).
+    """
+    arrays = {p.stem: np.load(p, mmap_mode="r", allow_pickle=False) for p in sorted(folder.glob("*.npy"))}
+    description = described(arrays)
+    counts = np.bincount(arrays["train_labels"], minlength=len(classes)).tolist()
+    info = {
+        "version": VERSION, "name": name, "classes": classes, "train_counts": counts, "arrays": description,
+        "digest": digest or digest_of(description, classes), "origin": origin, "unreadable": unreadable,
+    }  # fmt: skip
+    (folder / "info.json").write_text(json.dumps(info, indent=1), "utf-8")
+
+
+def write_content(folder: Path, content: Content) -> None:
+    for name, array in arrays_of(content).items():
+        np.save(folder / f"{name}.npy", array, allow_pickle=False)
+
+
+def read_info(folder: Path) -> dict[str, Any] | None:
+    """The record of a converted data set, or None when there is none of this version."""
+    file = folder / "info.json"
+    if not file.is_file():
+        return None
+    try:
+        info = json.loads(file.read_text("utf-8"))
+    except ValueError:
+        return None  # cut off by a full disk or a crash: converted again
+    return info if isinstance(info, dict) and info.get("version") == VERSION else None
+
+
+def open_converted(folder: Path, info: dict[str, Any]) -> Dataset:
+    """Open the arrays, comparing sizes and shapes with the record. Raises DataDamaged."""
+    arrays = {name: _open(folder, name, entry["shape"]) for name, entry in info["arrays"].items()}
+    classes = tuple(info["classes"])
+    splits = {
+        part: (arrays[f"{part}_images"], arrays[f"{part}_labels"].astype(np.int64))
+        for part in ("train", "test", "validation")
+        if f"{part}_images" in arrays
+    }
+    return Dataset(
+        name=info["name"],
+        train=Split(*splits["train"], classes),
+        test=TestSplit(*splits["test"], classes),
+        validation=Split(*splits["validation"], classes) if "validation" in splits else None,
+        digest=info["digest"],
+        image_size=arrays["train_images"].shape[1],
+        unreadable=tuple(info["unreadable"]),
+    )
+
+
+def verify(folder: Path, info: dict[str, Any]) -> None:
+    """Read every byte and compare with the digests of the record. Raises DataDamaged."""
+    for name, entry in info["arrays"].items():
+        got = array_sha256(_open(folder, name, entry["shape"]))
+        if got != entry["sha256"]:
+            raise DataDamaged(
+                _damaged(folder, f"{name}.npy has the sha256 {got}, written was {entry['sha256']}")
+            )
+
+
+def _open(folder: Path, name: str, shape: list[int]) -> NDArray[Any]:
+    path = folder / f"{name}.npy"
+    try:
+        large = path.stat().st_size > MAP_BEYOND_BYTES
+        array: NDArray[Any] = np.load(path, mmap_mode="r" if large else None, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataDamaged(_damaged(folder, f"{path.name} cannot be read ({error})")) from None
+    if list(array.shape) != shape:
+        raise DataDamaged(_damaged(folder, f"{path.name} has the shape {array.shape}, written was {shape}"))
+    return array
+
+
+def _damaged(folder: Path, what: str) -> str:
+    return f"{folder}: {what}. Delete that folder; it is made again from the original."

@@ -1,0 +1,69 @@
+"""Labelled inputs in memory, handed out in batches: images (augmented, prepared) or cached features."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from regraft.data.augment import augment, prepare
+from regraft.spec import Preprocessing
+
+Indices = NDArray[np.int64]
+
+
+class Batches(Protocol):
+    """Labels of shape (n,), and inputs for any of the n positions."""
+
+    labels: Tensor
+
+    def __len__(self) -> int: ...
+
+    def take(self, positions: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Inputs at `positions`; augmented if a generator is given and the set augments at all."""
+        ...
+
+
+class ImageBatches:
+    """uint8 images (n, h, w, c) kept on the device; augmented and prepared there, batch by batch."""
+
+    def __init__(
+        self,
+        images: NDArray[np.uint8],
+        labels: NDArray[np.int64],
+        preprocessing: Preprocessing,
+        *,
+        augmentation: str = "none",
+        device: torch.device,
+    ) -> None:
+        # (n, h, w, c) -> (n, c, h, w) as a view: the memory stays channels-last, which convolutions prefer
+        self.images = torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2)
+        self.labels = torch.from_numpy(np.asarray(labels, dtype=np.int64)).to(device)
+        self.preprocessing = preprocessing
+        self.augmentation = augmentation
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, positions: Tensor, generator: torch.Generator | None) -> Tensor:
+        images = self.images[positions]
+        if generator is not None:
+            images = augment(images, self.augmentation, generator)
+        return prepare(images, self.preprocessing)  # (n, 3, s, s) float32
+
+
+class FeatureBatches:
+    """Pooled features (n, d) of a frozen trunk."""
+
+    def __init__(self, features: Tensor, labels: NDArray[np.int64], *, device: torch.device) -> None:
+        self.features = features.to(device)
+        self.labels = torch.from_numpy(np.asarray(labels, dtype=np.int64)).to(device)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, positions: Tensor, generator: torch.Generator | None) -> Tensor:
+        return self.features[positions]

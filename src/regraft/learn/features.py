@@ -1,0 +1,29 @@
+"""Features of a frozen trunk: every cut in one pass over the images."""
+
+from __future__ import annotations
+
+
+import torch
+from torch import Tensor
+
+from regraft.errors import Diverged
+from regraft.learn.batches import Batches
+from regraft.networks import Trunk
+
+
+def extract(trunk: Trunk, images: Batches, *, batch_size: int = 128) -> dict[str, Tensor]:
+    """Pooled features of every cut, computed together.
+
+    trunk: frozen, images (b, 3, s, s) -> {cut: (b, d)}, as made from `body_for_cuts(..., pooled=True)`.
+    Returns {cut: (n, d) float32 on the CPU}.  Raises Diverged on NaN or infinity."""
+    assert trunk.frozen
+    parts: dict[str, list[Tensor]] = {}
+    with torch.inference_mode():
+        for positions in torch.arange(len(images), device=images.labels.device).split(batch_size):
+            for name, values in trunk(images.take(positions, None)).items():
+                parts.setdefault(name, []).append(values.float().cpu())
+    features = {name: torch.cat(chunks) for name, chunks in parts.items()}
+    for name, values in features.items():
+        if not torch.isfinite(values).all():
+            raise Diverged(f"features at cut {name!r} hold NaN or infinity: the source's weights are broken")
+    return features

@@ -1,0 +1,147 @@
+"""Build any torchvision or timm classification network by name, with weights that depend on the seed alone."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import timm
+import torch
+import torchvision.models
+from torch import nn
+
+from regraft.errors import ImageTooSmall, StudyError, UnknownName, nearest
+from regraft.seeding import derive
+
+# He et al. 2015's ResNet-50: the stride of a stage sits in its first 1x1 convolution, as in the Keras weights;
+# torchvision moved it to the 3x3 convolution ("ResNet-50 v1.5").
+ORIGINAL_RESNET50 = "resnet50_v1"
+CIFAR_STEM_PREFIXES = ("resnet", "resnext", "wide_resnet")
+AUXILIARY = ("googlenet", "inception_v3")  # have extra classifiers for training, which no cut can pass through
+
+
+def build(
+    network: str, *, classes: int | None = None, stem: str = "imagenet", seed: int, image_size: int | None = None
+) -> nn.Module:
+    """A network with random weights, in training mode.
+
+    network: a torchvision name, a timm name (`timm/NAME`, or bare where torchvision has none) or `resnet50_v1`.
+    classes: outputs of the classifier; None is the network's own number, usually 1000.
+    stem: `cifar` makes a ResNet's first convolution 3x3 with stride 1 and removes its max-pooling (He et al. 2015,
+    section 4.2), for images of about 32 pixels.
+    image_size: in pixels; vision transformers fix their position embeddings for it.
+
+    torch's layers draw their initial weights from the global generator. It is therefore seeded from `seed` here,
+    and put back as it was: nothing else in the process notices, and nothing else moves these weights.
+    Raises UnknownName, StudyError (a stem that the network does not have), ImageTooSmall.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(seed, "init"))
+        return _construct(network, classes, stem, image_size)
+
+
+def build_skeleton(network: str, *, stem: str = "imagenet", image_size: int | None = None) -> nn.Module:
+    """The network's structure on the meta device, without weights: to look at, not to run.
+
+    Networks that compute with tensors while they are built cannot be; those are built for real.
+    """
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):
+                return _construct(network, None, stem, image_size)
+        except (NotImplementedError, RuntimeError):
+            return _construct(network, None, stem, image_size)
+
+
+def network_names() -> list[str]:
+    """Every name that `build` knows: torchvision's and ours bare, timm's as `timm/NAME`."""
+    return [*sorted([*_torchvision_names(), ORIGINAL_RESNET50]), *(f"timm/{name}" for name in _timm_names())]
+
+
+def family(network: str) -> tuple[str, str]:
+    """Who builds `network`: ("torchvision" | "timm", the name there). Raises UnknownName."""
+    if network == ORIGINAL_RESNET50 or network in _torchvision_names():
+        return "torchvision", network
+    name = network.removeprefix("timm/")
+    # timm accepts NAME.TAG; the tag says which pretrained weights, not which network
+    if name.partition(".")[0] in _timm_names():
+        return "timm", name
+    hint = nearest(network, network_names()) or nearest(network, _timm_names())
+    raise UnknownName(f"no network {network!r}{hint} Any torchvision or timm classification network can be named.")
+
+
+def takes_cifar_stem(network: str) -> bool:
+    return family(network)[0] == "torchvision" and network.startswith(CIFAR_STEM_PREFIXES)
+
+
+def _construct(network: str, classes: int | None, stem: str, image_size: int | None) -> nn.Module:
+    library, name = family(network)
+    options: dict[str, Any] = {} if classes is None else {"num_classes": classes}
+    if library == "timm":
+        built = _timm(name, options, image_size)
+    elif name == ORIGINAL_RESNET50:
+        built = _original_resnet50(options)
+    else:
+        built = _torchvision(name, options, image_size)
+    if stem == "cifar":
+        _give_cifar_stem(network, built)
+    return built
+
+
+def _torchvision(name: str, options: dict[str, Any], image_size: int | None) -> nn.Module:
+    if name in AUXILIARY:
+        options |= {"aux_logits": False, "init_weights": True}
+    if name.startswith("vit_") and image_size is not None:
+        patch = int(name.rpartition("_")[2])
+        if image_size % patch:
+            raise ImageTooSmall(
+                f"{name} takes images whose side is a multiple of {patch} px, got {image_size}. "
+                "Set the source's image_size."
+            )
+        options["image_size"] = image_size
+    model: nn.Module = torchvision.models.get_model(name, weights=None, **options)
+    return model
+
+
+def _original_resnet50(options: dict[str, Any]) -> nn.Module:
+    model = torchvision.models.resnet50(weights=None, **options)
+    for stage in (model.layer2, model.layer3, model.layer4):
+        stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
+    return model
+
+
+def _timm(name: str, options: dict[str, Any], image_size: int | None) -> nn.Module:
+    config = timm.get_pretrained_cfg(name)
+    if image_size is not None and config is not None and config.fixed_input_size:
+        try:
+            return timm.create_model(name, pretrained=False, img_size=image_size, **options)
+        except TypeError as error:
+            if "img_size" not in str(error):
+                raise
+        except AssertionError as error:
+            raise ImageTooSmall(f"{name} cannot be built for images of {image_size} px: {error}") from error
+    return timm.create_model(name, pretrained=False, **options)
+
+
+def _give_cifar_stem(network: str, model: nn.Module) -> None:
+    if not takes_cifar_stem(network):
+        raise StudyError(
+            f"{network} has no `stem: cifar`; it exists for torchvision's ResNets (resnet18 ... wide_resnet101_2) and "
+            "resnet50_v1. Use `stem: imagenet`, with a larger image_size if the images are small."
+        )
+    old = model.conv1
+    assert isinstance(old, nn.Conv2d)
+    with torch.device(old.weight.device):
+        model.conv1 = nn.Conv2d(old.in_channels, old.out_channels, 3, stride=1, padding=1, bias=False)
+    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's ResNet
+    model.maxpool = nn.Identity()
+
+
+@lru_cache
+def _torchvision_names() -> tuple[str, ...]:
+    return tuple(torchvision.models.list_models(module=torchvision.models))
+
+
+@lru_cache
+def _timm_names() -> tuple[str, ...]:
+    return tuple(timm.list_models())

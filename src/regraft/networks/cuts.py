@@ -1,0 +1,354 @@
+"""Where a network can be cut in two, and the cutting.
+
+A valid cut is a node through which every path from the image to the logits passes. Offered are the ends of blocks
+that satisfy this, and `penultimate`, the input of the classifier's last layer. Cutting never touches the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import fx, nn
+
+from regraft.errors import ImageTooSmall, UnknownCut, nearest
+from regraft.networks.build import build, build_skeleton
+from regraft.networks.pooling import Layout, pool
+from regraft.networks.probe import Measured, measure, measure_at_any_size, smallest_that_fits
+from regraft.networks.trace import Traced, ancestors, bypass, data_nodes, output_of, same, structural_copy, trace
+
+PENULTIMATE = "penultimate"
+ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Mish)
+POOLING = (nn.MaxPool2d, nn.AvgPool2d)
+# What can lie between two nodes that hold the same numbers when evaluating
+TRANSPARENT_MODULES = (nn.Dropout, nn.Identity, nn.Flatten)
+TRANSPARENT_FUNCTIONS = (torch.flatten, torch.nn.functional.dropout)
+
+
+@dataclass(frozen=True)
+class CutPoint:
+    """One valid cut of a network for one image size. "Below" is between the image and the cut."""
+
+    name: str
+    depth: float  # share of the whole network's FLOPs that lie below, in (0, 1]
+    shape: tuple[int, ...]  # of one image's output: (c, h, w), (h, w, c), (tokens, c) or (c,)
+    layout: Layout
+    parameters: int  # below
+    flops: int  # below, for one image; a multiply-add counts 2
+    alias: str = ""  # what the original study called it
+
+    @property
+    def features(self) -> int:
+        """Length of the pooled feature vector."""
+        return self.shape[0] if self.layout == "chw" else self.shape[-1]
+
+
+def cut_points(network: nn.Module, image_size: int) -> list[CutPoint]:
+    """Every cut that is offered, from the image to the classifier.
+
+    Raises ImageTooSmall if the network does not take square images of `image_size` pixels, and StudyError if it
+    cannot be traced.
+    """
+    traced = trace(network)
+    try:
+        measured = measure(network, traced, image_size)
+    except ImageTooSmall as error:
+        size = smallest_that_fits(lambda side: measure(network, traced, side))
+        raise ImageTooSmall(f"{error}. {_advice(size, image_size)}") from None
+    return _points(network, traced, measured)
+
+
+@lru_cache(maxsize=256)
+def describe(network: str, stem: str = "imagenet", image_size: int = 224) -> tuple[CutPoint, ...]:
+    """`cut_points` of a network by its name, without building its weights. Networks whose size is fixed when they
+    are built (vision transformers) are built for `image_size`. Errors as for `cut_points` and `build`.
+    """
+
+    def points(side: int) -> list[CutPoint]:
+        skeleton = build_skeleton(network, stem=stem, image_size=side)
+        traced = trace(skeleton)
+        try:
+            return _points(skeleton, traced, measure(skeleton, traced, side))
+        except NotImplementedError:  # needs real tensors
+            whole = build(network, stem=stem, seed=0, image_size=side)
+            return _points(whole, traced, measure(whole, traced, side))
+
+    try:
+        return tuple(points(image_size))
+    except ImageTooSmall as error:
+        size = smallest_that_fits(points)
+        raise ImageTooSmall(f"{network}: {error}. {_advice(size, image_size)}") from None
+
+
+def find_cut(network: nn.Module, at: str | None, image_size: int, *, name: str = "") -> CutPoint:
+    """The cut point called `at`; None is the penultimate one. `name` is what messages call the network.
+
+    A stage's name (`layer4`) stands for its last block's (`layer4.1`). Raises UnknownCut with the reason and the
+    nearest valid name.
+    """
+    points = {point.name: point for point in cut_points(network, image_size)}
+    traced = trace(network)
+    return points[_canonical(network, traced, at or PENULTIMATE, name or type(network).__name__)]
+
+
+def resolve_cut(network: str, at: str | None, image_size: int, *, stem: str = "imagenet") -> CutPoint:
+    """`find_cut` of a network by its name; quick, since `describe` remembers."""
+    points = {point.name: point for point in describe(network, stem, image_size)}
+    if (at or PENULTIMATE) in points:
+        return points[at or PENULTIMATE]
+    skeleton = build_skeleton(network, stem=stem, image_size=image_size)
+    return points[_canonical(skeleton, trace(skeleton), at or PENULTIMATE, network)]
+
+
+def cut(network: nn.Module, at: str) -> tuple[nn.Module, nn.Module]:
+    """(body, tail) with tail(body(x)) == network(x) exactly, in the network's present mode and after train/eval.
+
+    Both are copies: they share no tensor with `network` or each other, and `network` is not touched. The keys of
+    their state dicts are the network's own. Raises UnknownCut.
+    """
+    traced = trace(network)
+    node = _nodes(network, traced)[_canonical(network, traced, at, type(network).__name__)]
+    body = _part(network, _below(traced, {node: node.name}, single=True))
+    tail = _part(network, _above(traced, node, guard=bool(_overwritten(network, traced, [node]))))
+    return body, tail
+
+
+def body_for_cuts(network: nn.Module, cuts: Iterable[str], *, pooled: bool = False) -> nn.Module:
+    """A copy of the network up to the deepest of `cuts`, whose forward gives every cut's value in one pass.
+
+    forward: images (n, 3, h, w) -> {cut: value}, each equal to what `cut` gives for it alone; with `pooled`, each
+    value is pooled to (n, d) where it arises, so that no large map is kept. A value which a later in-place
+    activation would overwrite is copied first. Raises UnknownCut.
+    """
+    traced = trace(network)
+    nodes = _nodes(network, traced)
+    names = {at: nodes[_canonical(network, traced, at, type(network).__name__)] for at in cuts}
+    if not names:
+        raise UnknownCut("no cut given; name at least one, for example 'penultimate'")
+    overwritten = _overwritten(network, traced, list(names.values()))
+    shapes = measure_at_any_size(network, traced, training=False) if pooled else {}
+    graph = _below(traced, {node: node.name for node in names.values()}, single=False)
+    copies = {node.name: node for node in graph.nodes}
+    results: dict[str, fx.Node] = {}
+    for at, node in names.items():
+        value = copies[node.name]
+        with graph.inserting_after(value):
+            if pooled:
+                value = graph.call_function(pool, (value, _layout(shapes[node.name].shape)))
+            elif node in overwritten:
+                value = graph.call_method("clone", (value,))
+        results[at] = value
+    graph.output(results)
+    return _part(network, graph)
+
+
+# --- which nodes are cuts -------------------------------------------------------------------------------------
+
+
+def _nodes(network: nn.Module, traced: Traced) -> dict[str, fx.Node]:
+    """Offered cuts in order: name -> node."""
+    data = data_nodes(traced.graph)
+    last = _penultimate(traced, data)
+    above = ancestors(last)
+    same_numbers = _same_numbers(network, last)
+    innermost: dict[fx.Node, str] = {}
+    for name, node in traced.exits.items():  # in the order in which modules return
+        innermost.setdefault(node, name)
+    found: dict[str, fx.Node] = {}
+    for node in traced.graph.nodes:
+        if node not in data or node not in above or node in same_numbers or bypass(node, data) is not None:
+            continue
+        name = innermost.get(node)
+        if name is not None and _ends_block(network.get_submodule(name)):
+            found[name] = node
+    found[PENULTIMATE] = last
+    return found
+
+
+def _ends_block(module: nn.Module) -> bool:
+    """Whether a module's output is offered: blocks, activations and pooling; not single convolutions or norms."""
+    if isinstance(module, ACTIVATIONS + POOLING):
+        return True
+    # A norm or convolution is not yet followed by its activation; what holds no parameter is no block.
+    single = (nn.Conv2d, nn.Linear, nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
+    return not isinstance(module, single) and any(True for _ in module.parameters())
+
+
+def _penultimate(traced: Traced, data: set[fx.Node]) -> fx.Node:
+    """The input of the classifier's last layer; where several layers vote, the last node they have in common."""
+    classifier = next(n for n in reversed(traced.graph.nodes) if n.target == traced.classifier)
+    below = (ancestors(classifier) - {classifier}) & data
+    return [node for node in traced.graph.nodes if node in below and bypass(node, data) is None][-1]
+
+
+def _same_numbers(network: nn.Module, last: fx.Node) -> set[fx.Node]:
+    """Nodes from which only dropout and flattening lead to the penultimate node, and itself."""
+    found, node = {last}, last
+    while len(node.all_input_nodes) >= 1 and _is_transparent(network, node):
+        node = node.all_input_nodes[0]
+        found.add(node)
+    return found
+
+
+def _is_transparent(network: nn.Module, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return isinstance(network.get_submodule(str(node.target)), TRANSPARENT_MODULES)
+    return node.target in TRANSPARENT_FUNCTIONS or node.target == "flatten"
+
+
+def _canonical(network: nn.Module, traced: Traced, at: str, called: str) -> str:
+    """The offered name of cut `at`; raises UnknownCut with the reason."""
+    nodes = _nodes(network, traced)
+    if at in nodes:
+        return at
+    offered = {node: name for name, node in nodes.items()}
+    node = traced.exits.get(at)
+    if node in offered:
+        return offered[node]
+    listing = f"List them with: regraft cuts {called}"
+    if not at or at not in dict(network.named_modules()):
+        raise UnknownCut(f"{called} has no cut {at!r}{nearest(at, nodes)} {listing}")
+    reason, near = _why_not(traced, at, nodes)
+    raise UnknownCut(f"{called} cannot be cut at {at!r}: {reason}. The nearest valid cut is {near!r}. {listing}")
+
+
+def _why_not(traced: Traced, at: str, nodes: dict[str, fx.Node]) -> tuple[str, str]:
+    """Why the module `at` is no cut, and the nearest that is."""
+    order = {node: i for i, node in enumerate(traced.graph.nodes)}
+    owner, node = at, traced.exits.get(at)
+    while node is None and "." in owner:  # inside a block that stays whole
+        owner = owner.rpartition(".")[0]
+        node = traced.exits.get(owner)
+    if node is None:
+        return "it does not run, or its output is not one tensor", PENULTIMATE
+    near = min(nodes, key=lambda name: abs(order[nodes[name]] - order[node]))
+    if owner != at:
+        return f"it lies inside the block {owner!r}, where other paths go around it", near
+    if node not in ancestors(nodes[PENULTIMATE]):
+        return "it belongs to the classifier, which a new head replaces", PENULTIMATE
+    around = bypass(node, data_nodes(traced.graph))
+    if around is not None:
+        start = next((name for name, n in traced.exits.items() if n is around), around.name)
+        return f"a path from {start!r} goes around it", near
+    return "it is not the end of a block (an activation, pooling, or a whole block)", near
+
+
+# --- what lies below a cut ------------------------------------------------------------------------------------
+
+
+def _points(network: nn.Module, traced: Traced, measured: dict[str, Measured]) -> list[CutPoint]:
+    total = sum(measured[node.name].flops for node in data_nodes(traced.graph) if node.name in measured)
+    aliases = {"layer2.2": "first 18 layers"} if _is_resnet50(network) else {}
+    points = []
+    for name, node in _nodes(network, traced).items():
+        below = ancestors(node)
+        flops = sum(measured[n.name].flops for n in below if n.name in measured)
+        points.append(
+            CutPoint(
+                name=name,
+                depth=flops / total,
+                shape=measured[node.name].shape,
+                layout=_layout(measured[node.name].shape),
+                parameters=_parameters(network, below),
+                flops=flops,
+                alias=aliases.get(name, ""),
+            )
+        )
+    return points
+
+
+def _parameters(network: nn.Module, nodes: set[fx.Node]) -> int:
+    """Parameters that the nodes use, each counted once."""
+    found: dict[int, int] = {}
+    for node in nodes:
+        if node.op == "call_module":
+            found.update((id(p), p.numel()) for p in network.get_submodule(str(node.target)).parameters())
+        elif node.op == "get_attr" and node.target != "training":
+            owner, _, leaf = str(node.target).rpartition(".")
+            value = getattr(network.get_submodule(owner), leaf)
+            if isinstance(value, nn.Parameter):
+                found[id(value)] = value.numel()
+    return sum(found.values())
+
+
+def _layout(shape: tuple[int, ...]) -> Layout:
+    """Images are square, so of three sides the two equal ones are height and width."""
+    if len(shape) == 3:
+        return "hwc" if shape[0] == shape[1] != shape[2] else "chw"
+    return "tokens" if len(shape) == 2 else "flat"
+
+
+def _is_resnet50(network: nn.Module) -> bool:
+    stages = [getattr(network, f"layer{i}", None) for i in (1, 2, 3, 4)]
+    if not all(isinstance(stage, nn.Sequential) for stage in stages):
+        return False
+    blocks = [len(stage) for stage in stages if isinstance(stage, nn.Sequential)]
+    first = getattr(stages[0][0], "conv2", None)  # type: ignore[index]
+    return blocks == [3, 4, 6, 3] and isinstance(first, nn.Conv2d) and first.out_channels == 64 and (
+        first.groups == 1 and hasattr(stages[0][0], "conv3")  # type: ignore[index]
+    )
+
+
+def _advice(size: int | None, wanted: int) -> str:
+    if size is None:
+        return "No usual image size fits; give the image_size the network was made for."
+    if size > wanted:
+        return f"The smallest size found to work is {size} px: set the source's image_size to {size} or more."
+    return f"It works with {size} px: set the source's image_size."
+
+
+# --- the parts ------------------------------------------------------------------------------------------------
+
+
+def _overwritten(network: nn.Module, traced: Traced, nodes: list[fx.Node]) -> set[fx.Node]:
+    """Those of `nodes` whose value a later in-place operation changes, in either mode."""
+    passes = [measure_at_any_size(network, traced, training=mode) for mode in (False, True)]
+    return {node for node in nodes if any(seen[node.name].overwritten for seen in passes)}
+
+
+def _below(traced: Traced, wanted: dict[fx.Node, str], *, single: bool) -> fx.Graph:
+    """The graph from the image to `wanted`; with `single`, returning that one node."""
+    keep = set().union(*(ancestors(node) for node in wanted))
+    graph, copies = fx.Graph(), {}
+    for node in traced.graph.nodes:
+        if node in keep or node.op == "placeholder":
+            copies[node] = graph.node_copy(node, lambda n: copies[n])
+    if single:
+        graph.output(copies[next(iter(wanted))])
+    return graph
+
+
+def _above(traced: Traced, start: fx.Node, *, guard: bool) -> fx.Graph:
+    """The graph from `start` to the output. `guard`: its first operation would write into the caller's tensor."""
+    graph = fx.Graph()
+    image = graph.placeholder("features")
+    copies = {start: graph.call_method("clone", (image,)) if guard else image}
+    needed = ancestors(output_of(traced.graph), stop=start)
+    for node in traced.graph.nodes:
+        if node in needed and node is not start:
+            copies[node] = graph.node_copy(node, lambda n: copies[n])
+    return graph
+
+
+def _part(network: nn.Module, graph: fx.Graph) -> nn.Module:
+    """The modules that `graph` uses, copied, under the network's own names, with its forward."""
+    used: set[int] = set()
+    for node in graph.nodes:
+        if node.op == "call_module":
+            module = network.get_submodule(str(node.target))
+            used.update(id(t) for t in (*module.parameters(), *module.buffers()))
+        elif node.op == "get_attr" and node.target != "training":
+            owner, _, leaf = str(node.target).rpartition(".")
+            used.add(id(getattr(network.get_submodule(owner), leaf)))
+    root = structural_copy(network, lambda t: _own_copy(t) if id(t) in used else same(t))
+    part = fx.GraphModule(root, graph, class_name=type(network).__name__)
+    part.training = network.training
+    return part
+
+
+def _own_copy(tensor: torch.Tensor) -> torch.Tensor:
+    twin = tensor.detach().clone()
+    return nn.Parameter(twin, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else twin
+

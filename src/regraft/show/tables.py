@@ -1,0 +1,113 @@
+"""Results as a table for the terminal: wide or narrow by the width there is."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from regraft.analysis.alarm import Alarm, alarms
+from regraft.analysis.table import TableRow, rows_table
+from regraft.show.text import percent, printable
+from regraft.study.results import Results
+
+WIDE_COLUMNS = 130  # from here on a row's parts get columns of their own
+NAME_LIMIT = 80  # characters of a row's name
+
+
+def results_table(results: Results) -> ResultsTable:
+    """A rich renderable: print it with `console.print(results_table(results))`."""
+    return ResultsTable(results)
+
+
+def plain_text(results: Results, width: int = 100) -> str:
+    """The same table as text without colour, for logs and files."""
+    buffer = io.StringIO()
+    console = Console(file=buffer, width=width, color_system=None, force_terminal=False, legacy_windows=False)
+    console.print(results_table(results))
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
+
+
+@dataclass(frozen=True)
+class ResultsTable:
+    """Rows with accuracy, interval and n; below it missing rows with their reason, and alarms."""
+
+    results: Results
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        rows = rows_table(self.results)
+        wide = options.max_width >= WIDE_COLUMNS
+        yield _wide_table(rows) if wide else _narrow_table(rows)
+        yield from _below(rows, alarms(self.results))
+
+
+def _new_table() -> Table:
+    return Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=False, show_edge=False)
+
+
+def _add_numbers(table: Table, rows: list[TableRow]) -> None:
+    table.add_column("accuracy\n\\[95 % t]", no_wrap=True)
+    table.add_column("n", justify="right")
+    if any(row.original is not None for row in rows):
+        table.add_column("original\nstudy", justify="right", no_wrap=True)
+
+
+def _numbers(row: TableRow, rows: list[TableRow]) -> list[Text]:
+    accuracy = row.summary.short() if row.summary else "missing"
+    style = "red" if row.alarm or not row.summary else "bold"
+    cells = [Text(accuracy, style=style), Text(str(row.n))]
+    if any(other.original is not None for other in rows):
+        cells.append(Text(percent(row.original)))
+    return cells
+
+
+def _narrow_table(rows: list[TableRow]) -> Table:
+    """What a row is goes under its name, dimmed."""
+    table = _new_table()
+    table.add_column("row", overflow="fold")
+    _add_numbers(table, rows)
+    for row in rows:
+        details = [Text(printable(line), style="dim") for line in (row.what, row.note) if line]
+        name = Text(printable(row.name, NAME_LIMIT), style="bold")
+        table.add_row(Group(name, Padding(Group(*details), (0, 0, 0, 2))), *_numbers(row, rows))
+    return table
+
+
+def _wide_table(rows: list[TableRow]) -> Table:
+    table = _new_table()
+    table.add_column("row", overflow="fold", ratio=3, min_width=16)
+    for title in ("source", "cut", "method", "head"):
+        table.add_column(title, overflow="fold")
+    table.add_column("target (budget)", overflow="fold")
+    _add_numbers(table, rows)
+    table.add_column("note", overflow="fold", ratio=4, min_width=16)
+    for row in rows:
+        parts = [row.source, row.cut, row.method, row.head, f"{row.target} ({row.budget})"]
+        table.add_row(
+            Text(printable(row.name, NAME_LIMIT)),
+            *(Text(printable(part, 40)) for part in parts),
+            *_numbers(row, rows),
+            Text(printable(row.note), style="dim"),
+        )
+    return table
+
+
+def _below(rows: list[TableRow], raised: list[Alarm]) -> list[RenderableType]:
+    """Why single seeds have no interval, missing rows, alarms."""
+    lines: list[RenderableType] = []
+    if any(row.n == 1 for row in rows):
+        lines.append(Text("n = 1: one seed, so no interval over seeds.", style="dim"))
+    for row in rows:
+        for reason in row.missing:
+            lines.append(
+                Text(f"missing: {printable(row.name, NAME_LIMIT)}: {printable(reason)}", style="red")
+            )
+    for alarm in raised:
+        where = f"{printable(alarm.row, NAME_LIMIT)}, seed {alarm.seed}"
+        lines.append(Text(f"alarm: {where}: {printable(alarm.message)}", style="yellow"))
+    return [Text(""), Group(*lines)] if lines else []

@@ -1,0 +1,147 @@
+"""Keeps account while a study runs: which steps are left, what they weigh, what has failed and why."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Any
+
+from regraft.errors import RegraftError
+from regraft.spec import Run, Study
+from regraft.study.bench import Bench, Setting
+from regraft.study.costs import Costs
+from regraft.study.events import PlanReady, Report, StepDone, StudyDone
+from regraft.study.executors import Outcome
+from regraft.study.features import FeatureTask, feature_tasks
+from regraft.study.keys import Keys, cacheable
+from regraft.study.plan import Cell
+from regraft.study.results import Results
+from regraft.study.steps import Step
+
+
+class Account:
+    """The steps of one study, stage by stage, less what the store has and what cannot go on."""
+
+    def __init__(self, study: Study, keys: Keys, setting: Setting, report: Report) -> None:
+        self.study, self.keys, self.setting, self.report = study, keys, setting, report
+        self.costs = Costs(keys)
+        self.failed: dict[Cell, str] = {}
+        self.started = time.perf_counter()
+        self._begun = False
+
+    @cached_property
+    def bench(self) -> Bench:
+        return Bench(self.setting)
+
+    def settle(self, outcomes: Iterable[Outcome]) -> None:
+        """Whoever cannot go on without a failed step is marked with its reason."""
+        for outcome in outcomes:
+            if outcome.error is not None:
+                for run in outcome.item.runs:
+                    self.failed.setdefault(run.cell, str(outcome.error))
+
+    def data_steps(self) -> list[Step]:
+        users: dict[tuple[str, int | None], list[Run]] = {}
+        for run in self.keys.runs:
+            users.setdefault((run.target.data, self.keys.root(run).source.image_size), []).append(run)
+        return [Step("data", name, group[0], tuple(group), 0.0) for (name, _), group in users.items()]
+
+    def weights_steps(self) -> list[Step]:
+        users: dict[Any, list[Run]] = {}
+        for run in self.keys.runs:
+            source = self.keys.root(run).source
+            if source.weights != "random":
+                users.setdefault(source, []).append(run)
+        return [
+            Step("weights", f"{source.network} {source.weights}", source, tuple(group), 0.0)
+            for source, group in users.items()
+        ]
+
+    def begin(self) -> None:
+        """Report how much there is to do, data and weights being here."""
+        todo = [run for run in self.keys.runs if run.cell not in self.failed and not self._known(run)]
+        flops = sum(self.costs.fit(run).flops + self.costs.score(run).flops for run in todo)
+        flops += self._feature_flops(todo)
+        count = len(self.keys.runs)
+        self.report(PlanReady(self.study.study, count, count - len(todo), flops))
+        self._begun = True
+
+    def feature_steps(self, wave: Sequence[Run]) -> list[Step]:
+        todo = [run for run in self._able(wave) if not self._known(run)]
+        return [self._feature_step(task) for task in feature_tasks(todo, self.bench)]
+
+    def fit_steps(self, wave: Sequence[Run]) -> list[Step]:
+        steps = []
+        for run in self._able(wave):
+            if self._known(run):
+                self.report(StepDone(f"fit:{run.label}", True, 0.0))
+            else:
+                steps.append(Step("fit", run.label, run, (run,), self.costs.fit(run).flops))
+        return steps
+
+    def score_steps(self) -> list[Step]:
+        steps = []
+        for cell in self.keys.by_cell:
+            if cell in self.failed:
+                continue
+            try:
+                chosen = self.keys.chosen(cell)
+                self.keys.fitted(chosen)
+            except RegraftError as error:
+                self.failed[cell] = str(error)
+                continue
+            if not self.keys.store.has(self.keys.score_key(chosen)):
+                flops = self.costs.score(chosen).flops
+                steps.append(Step("score", f"{chosen.row} [seed {chosen.seed}]", chosen, (chosen,), flops))
+        return steps
+
+    def end(self, results: Results) -> None:
+        if not self._begun:  # all was there
+            count = len(self.keys.runs)
+            self.report(PlanReady(self.study.study, count, count, 0.0))
+        seconds = time.perf_counter() - self.started
+        self.report(StudyDone(seconds, len(results.cells), len(results.missing)))
+
+    def _known(self, run: Run) -> bool:
+        """Whether the run's fit is in the store."""
+        try:
+            return self.keys.store.get(self.keys.fit_key(run)) is not None
+        except RegraftError:
+            return False
+
+    def _able(self, runs: Sequence[Run]) -> list[Run]:
+        """The runs that have not failed, and whose source has a result."""
+        able = []
+        for run in runs:
+            if run.cell in self.failed:
+                continue
+            try:
+                parent = self.keys.parent(run)
+                if parent is not None and parent.cell in self.failed:
+                    raise RegraftError(self.failed[parent.cell])
+                if parent is not None:
+                    self.keys.fitted(parent)
+                self.keys.fit_key(run)
+            except RegraftError as error:
+                self.failed[run.cell] = f"its source is missing: {error}"
+                continue
+            able.append(run)
+        return able
+
+    def _feature_step(self, task: FeatureTask) -> Step:
+        first = task.runs[0]
+        cuts = f"{len(task.runs)} cuts" if len(task.runs) > 1 else f"cut {first.cut or 'penultimate'}"
+        label = f"{first.source_name} on {first.target.data} {task.split}, {cuts} [seed {first.seed}]"
+        return Step("features", label, task, (), self.costs.features(task.runs, len(task.positions)).flops)
+
+    def _feature_flops(self, todo: Sequence[Run]) -> float:
+        groups: dict[Any, list[Run]] = {}
+        for run in filter(cacheable, todo):
+            seed = None if run.source.weights.startswith(("pretrained", "file")) else run.seed
+            groups.setdefault((run.source, run.target.data, seed), []).append(run)
+        total = 0.0
+        for members in groups.values():
+            images = self.costs.union(members) + max(self.costs.test_images(run) for run in members)
+            total += self.costs.features(tuple({run.cut: run for run in members}.values()), images).flops
+        return total

@@ -1,0 +1,135 @@
+"""What a worker has at hand: the store, the keys, the device, and data and weights it has already opened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from regraft.data import Dataset, Split, TestSplit, load_dataset, split_budget
+from regraft.learn.hardware import choose_device, set_threads
+from regraft.networks import CutPoint, NetworkSpec, resolve_cut
+from regraft.spec import Run
+from regraft.study.keys import Keys
+from regraft.study.store import Store
+
+
+@dataclass(frozen=True)
+class Setting:
+    """All a worker process needs to know; nothing of it determines a result."""
+
+    store: str
+    runs: tuple[Run, ...]
+    device: str = "auto"
+    threads: int | None = None
+    offline: bool = False
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a split: which images, and their labels within the target's classes."""
+
+    split: str  # "train", "validation" (a folder's own) or "test"
+    positions: NDArray[np.int64]  # (n,) in the whole split, so that parts of any budget share features
+    labels: NDArray[np.int64]  # (n,)
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+
+class Bench:
+    """One worker's place."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.store = Store(setting.store)
+        self.offline = setting.offline
+        self.keys = Keys(setting.runs, self.store, offline=setting.offline)
+        self.device = choose_device(setting.device)
+        self.threads = set_threads(setting.threads)
+        self._load = lru_cache(maxsize=4)(self._load_dataset)
+        self._select = lru_cache(maxsize=8)(self._select_classes)
+
+    @property
+    def device_name(self) -> str:
+        import torch
+
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+
+    def _load_dataset(self, name: str, size: int | None) -> Dataset:
+        return load_dataset(name, size, offline=self.offline)
+
+    def whole(self, run: Run) -> Dataset:
+        """The data set of the run's target with all its classes."""
+        return self._load(run.target.data, self.keys.decoded_size(run))
+
+    def dataset(self, run: Run) -> Dataset:
+        """The same, with the target's classes only."""
+        return self._select(run.target.data, self.keys.decoded_size(run), run.target.classes)
+
+    def _select_classes(self, name: str, size: int | None, classes: tuple[str, ...] | None) -> Dataset:
+        whole = self._load(name, size)
+        return whole.with_classes(classes) if classes else whole
+
+    def test(self, run: Run) -> TestSplit:
+        """The test images that the run is scored on: the same ones for every run and seed."""
+        test = self.dataset(run).test
+        limit = run.target.test_images
+        return test if limit is None else test.limited(limit, seed=0)
+
+    def parts(self, run: Run) -> tuple[Part, Part | None]:
+        """Training and validation part. Both come out of the budget, unless a folder has its own validation part."""
+        data, target = self.dataset(run), run.target
+        own = data.validation
+        train, held = split_budget(
+            data.train.labels,
+            per_class=target.per_class,
+            fraction=target.fraction,
+            validation=0.0 if own is not None else target.validation,
+            seed=run.seed,
+            classes=data.classes,
+        )
+        first = Part("train", data.train_indices[train], data.train.labels[train])
+        if own is not None:
+            return first, Part("validation", np.arange(len(own)), own.labels)
+        if len(held) == 0:
+            return first, None
+        return first, Part("train", data.train_indices[held], data.train.labels[held])
+
+    def images(self, run: Run, split: str) -> NDArray[np.uint8]:
+        """Images (n, h, w, c) of a whole split."""
+        whole = self.whole(run)
+        if split == "test":
+            return whole.test.images
+        part: Split | None = whole.train if split == "train" else whole.validation
+        assert part is not None
+        return part.images
+
+    def point(self, run: Run) -> CutPoint:
+        """The run's cut."""
+        spec = self.network(run)
+        return resolve_cut(spec.network, run.cut, self.keys.preprocessing(run).image_size, stem=spec.stem)
+
+    def network(self, run: Run) -> NetworkSpec:
+        """The plain network that the run's trunk is cut from."""
+        network, stem = self.keys.network(run)
+        return NetworkSpec(network, stem, self.keys.preprocessing(run).image_size)
+
+    def source_state(self, run: Run) -> Mapping[str, Tensor] | None:
+        """The source's tensors by the network's own names; None for random weights, which the seed gives."""
+        parent = self.keys.parent(run)
+        if parent is not None:
+            if parent.method == "frozen" and parent.head.kind != "rest":
+                return self.source_state(parent)
+            return own_names(self.keys.fitted(parent).tensors())
+        if run.source.weights == "random":
+            return None
+        return self.keys.weights(run.source).state()
+
+
+def own_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """From the tensors of a fit, those of the network, by the network's own names."""
+    return {k.removeprefix("network/"): v for k, v in tensors.items() if k.startswith("network/")}

@@ -1,0 +1,126 @@
+"""What a step costs, in floating-point operations: weights for the progress bar, and the plan's estimate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from regraft.data import DatasetInfo, dataset_info
+from regraft.networks import CutPoint, resolve_cut
+from regraft.spec import Run
+from regraft.study.check import image_size
+from regraft.study.keys import Keys, cacheable
+
+SMALL = 2e9  # FLOPs that the overhead of any step is worth
+BACKWARD = 3  # a training step is about three forward passes
+HEAD_BYTES, RECORD_BYTES = 4, 4_000
+
+
+@dataclass(frozen=True)
+class Cost:
+    flops: float = 0.0
+    images: float = 0.0  # through the network, forward passes of images (a training image counts once an epoch)
+    disk_bytes: float = 0.0
+
+
+class Costs:
+    """Costs of the steps of one plan, from shapes and counts alone."""
+
+    def __init__(self, keys: Keys) -> None:
+        self.keys = keys
+
+    def fit(self, run: Run) -> Cost:
+        train, held = self.budget(run)
+        epochs = run.recipe.epochs
+        if cacheable(run):
+            width = self._point(run, run.cut).features
+            flops = 6.0 * epochs * (train + held) * width * self.classes(run)
+            return Cost(SMALL + flops, 0.0, HEAD_BYTES * width * self.classes(run) + RECORD_BYTES)
+        below, whole, parameters = self._flops(run)
+        above = max(0.0, whole - below) if run.head.kind == "rest" else 0.0
+        once = below * (1 if run.method == "frozen" else BACKWARD) + above * BACKWARD
+        flops = epochs * (train * once + held * (below + above))
+        return Cost(SMALL + flops, epochs * (train + held), 4 * parameters + RECORD_BYTES)
+
+    def score(self, run: Run) -> Cost:
+        count = self.test_images(run)
+        if cacheable(run):
+            return Cost(SMALL, 0.0, 16 * count)
+        below, whole, _ = self._flops(run)
+        return Cost(SMALL + count * (whole if run.head.kind == "rest" else below), count, 16 * count)
+
+    def features(self, runs: tuple[Run, ...], images: float) -> Cost:
+        """One pass over `images` images that serves the cuts of all `runs`."""
+        deepest = max(self._flops(run)[0] for run in runs)
+        cuts = {run.cut: self._point(run, run.cut).features for run in runs}
+        return Cost(SMALL + images * deepest, images, 4 * images * sum(cuts.values()))
+
+    def budget(self, run: Run) -> tuple[float, float]:
+        """(training images, validation images)."""
+        total = float(sum(self._per_class(run)))
+        held = round(total * run.target.validation)
+        return total - held, held
+
+    def union(self, runs: list[Run]) -> float:
+        """Expected number of different training images that the budgets of `runs` draw together."""
+        info = self._info(runs[0])
+        if not info.classes:
+            return 0.0
+        missed = dict.fromkeys(info.classes, 1.0)
+        for draw in {(r.seed, r.target): r for r in runs}.values():
+            used = draw.target.classes or info.classes
+            for name, k in zip(used, self._per_class(draw), strict=True):
+                missed[name] *= 1.0 - k / max(1, info.train_counts[info.classes.index(name)])
+        return float(sum(n * (1 - missed[c]) for c, n in zip(info.classes, info.train_counts, strict=True)))
+
+    def classes(self, run: Run) -> int:
+        return len(run.target.classes or self._info(run).classes or ("?",) * 10)
+
+    def test_images(self, run: Run) -> int:
+        info = self._info(run)
+        all_of_them = info.test_images or 0
+        if run.target.classes and info.classes:
+            all_of_them = all_of_them * len(run.target.classes) // len(info.classes)
+        return min(run.target.test_images or all_of_them, all_of_them)
+
+    def _info(self, run: Run) -> DatasetInfo:
+        return dataset_info(run.target.data)
+
+    def _per_class(self, run: Run) -> list[float]:
+        info, target = self._info(run), run.target
+        counts = dict(zip(info.classes, info.train_counts, strict=True))
+        used = target.classes or info.classes
+        if target.per_class is not None:
+            return [float(min(target.per_class, counts.get(name, target.per_class))) for name in used]
+        return [max(1.0, round(counts.get(name, 0) * (target.fraction or 1.0))) for name in used]
+
+    def _flops(self, run: Run) -> tuple[float, float, float]:
+        """Forward FLOPs of one image (up to the cut, of the whole network), and parameters up to the cut."""
+        point, whole = self._point(run, run.cut), self._point(run, None)
+        return float(point.flops), float(whole.flops), float(point.parameters)
+
+    def _point(self, run: Run, at: str | None) -> CutPoint:
+        network, stem = self.keys.network(run)
+        return resolve_cut(network, at, image_size(run, self.keys), stem=stem)
+
+
+def measure_flops_per_second(device: str = "cpu") -> float:
+    """What convolutions reach here, by a probe of a fraction of a second; good to a factor of about two."""
+    import time
+
+    import torch
+
+    x = torch.from_numpy(np.full((64, 64, 16, 16), 0.5, dtype=np.float32)).to(device)
+    x = x.to(memory_format=torch.channels_last)
+    convolution = torch.nn.Conv2d(64, 64, 3, padding=1, bias=False).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    flops = 2.0 * 64 * 64 * 9 * 16 * 16 * 64
+
+    def once() -> float:
+        start = time.perf_counter()
+        with torch.inference_mode():
+            float(convolution(x).sum())
+        return time.perf_counter() - start
+
+    once()
+    return flops / float(np.median([once() for _ in range(5)]))

@@ -1,0 +1,167 @@
+"""What determines each result of a study, written down as the spec that names it in the store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from regraft.data import dataset_digest, dataset_info
+from regraft.errors import RunError, StudyError
+from regraft.networks import Weights, obtain_weights, resolve_cut
+from regraft.spec import Preprocessing, Run, Source
+from regraft.study.plan import Cell, cells, source_cell
+from regraft.study.store import Artifact, Store, key_of
+
+Spec = dict[str, Any]
+
+# Raised by hand when a stage's results change on purpose; older artifacts are then no longer found.
+FEATURES_VERSION = 1
+FIT_VERSION = 1
+SCORE_VERSION = 1
+
+class NotTrained(RunError):
+    """A key cannot be known yet: it depends on a run that has no result."""
+
+
+class Keys:
+    """Specs and keys of the runs of one plan. Reads digests and validation accuracies, never an image."""
+
+    def __init__(self, runs: Sequence[Run], store: Store, *, offline: bool) -> None:
+        self.store, self.offline = store, offline
+        self.runs = tuple(runs)
+        self._weights: dict[Source, Weights] = {}
+        self._fit_keys: dict[Run, str] = {}
+
+    @cached_property
+    def by_cell(self) -> dict[Cell, list[Run]]:
+        return cells(self.runs)
+
+    # --- where the trunk comes from -------------------------------------------------------------------------
+
+    def parent(self, run: Run) -> Run | None:
+        """The chosen run whose network is the source of `run`; None if the source is a network with weights.
+
+        Raises NotTrained while its recipes are not all trained."""
+        cell = source_cell(run, self.by_cell)
+        return None if cell is None else self.chosen(cell)
+
+    def root(self, run: Run) -> Run:
+        """The run at the start of the chain of sources: it names the network. Needs no result."""
+        cell = source_cell(run, self.by_cell)
+        return run if cell is None else self.root(self.by_cell[cell][0])
+
+    def network(self, run: Run) -> tuple[str, str]:
+        """(network name, stem)."""
+        source = self.root(run).source
+        assert source.network is not None
+        return source.network, source.stem
+
+    def weights(self, source: Source) -> Weights:
+        """Pretrained weights or those of a file; fetched if need be and not offline."""
+        if source not in self._weights:
+            self._weights[source] = obtain_weights(source, offline=self.offline)
+        return self._weights[source]
+
+    def trunk(self, run: Run) -> Spec:
+        """What determines the trunk's weights at the start: a seed, a digest, or the fit it is cut from."""
+        parent = self.parent(run)
+        if parent is not None:
+            same_trunk = parent.method == "frozen" and parent.head.kind != "rest"
+            return self.trunk(parent) if same_trunk else {"fit": self.fit_key(parent)}
+        if run.source.weights == "random":
+            return {"random": run.seed}
+        return {"weights": self.weights(run.source).digest}
+
+    def preprocessing(self, run: Run) -> Preprocessing:
+        """The weights' own; for random weights a fixed one, which takes nothing from any data set."""
+        root = self.root(run)
+        size = root.source.image_size
+        if root.source.weights == "random":
+            size = size or dataset_info(root.target.data).image_size
+            if size is None:
+                raise StudyError(
+                    f"sources.{root.source_name}.image_size: needed, since {root.target.data!r} has pictures of many "
+                    "sizes and random weights know no size of their own (e.g. image_size: 128)"
+                )
+            return Preprocessing(image_size=size, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+        own = self.weights(root.source).preprocessing
+        return own.model_copy(update={"image_size": size}) if size else own
+
+    def cut(self, run: Run) -> str:
+        """The cut's full name: `layer4` stands for `layer4.1`, none for everything but the classifier."""
+        network, stem = self.network(run)
+        return resolve_cut(network, run.cut, self.preprocessing(run).image_size, stem=stem).name
+
+    # --- specs ----------------------------------------------------------------------------------------------
+
+    def data_digest(self, run: Run) -> str:
+        return dataset_digest(run.target.data, self.decoded_size(run))
+
+    def decoded_size(self, run: Run) -> int | None:
+        """Side that pictures of many sizes are decoded to; None for sets with one size, resized on the device."""
+        fixed = dataset_info(run.target.data).image_size
+        return None if fixed is not None else self.preprocessing(run).image_size
+
+    def features(self, run: Run, split: str) -> Spec:
+        """Of the table of pooled features at the run's cut; one row an image of the whole split."""
+        network, stem = self.network(run)
+        return {
+            "stage": "features", "version": FEATURES_VERSION, "trunk": self.trunk(run), "network": network,
+            "stem": stem, "cut": self.cut(run), "pool": "average", "data": self.data_digest(run),
+            "split": split, "preprocessing": self.preprocessing(run).model_dump(mode="json"),
+        }  # fmt: skip
+
+    def fit(self, run: Run) -> Spec:
+        network, stem = self.network(run)
+        target = run.target
+        return {
+            "stage": "fit", "version": FIT_VERSION, "trunk": self.trunk(run), "network": network, "stem": stem,
+            "cut": self.cut(run), "method": run.method, "head": run.head.model_dump(mode="json"),
+            "preprocessing": self.preprocessing(run).model_dump(mode="json"),
+            "data": {
+                "digest": self.data_digest(run), "classes": target.classes, "per_class": target.per_class,
+                "fraction": None if target.fraction == 1.0 else target.fraction, "validation": target.validation,
+            },
+            "recipe": run.recipe.model_dump(mode="json"), "seed": run.seed,
+        }  # fmt: skip
+
+    def fit_key(self, run: Run) -> str:
+        if run not in self._fit_keys:
+            self._fit_keys[run] = key_of(self.fit(run))
+        return self._fit_keys[run]
+
+    def score(self, run: Run) -> Spec:
+        return {
+            "stage": "score", "version": SCORE_VERSION, "fit": self.fit_key(run),
+            "test": {"images": run.target.test_images},
+        }  # fmt: skip
+
+    def score_key(self, run: Run) -> str:
+        return key_of(self.score(run))
+
+    # --- selection ------------------------------------------------------------------------------------------
+
+    def fitted(self, run: Run) -> Artifact:
+        """The stored fit. Raises NotTrained."""
+        artifact = self.store.get(self.fit_key(run))
+        if artifact is None:
+            raise NotTrained(f"{run.label} has not been trained")
+        return artifact
+
+    def chosen(self, cell: Cell) -> Run:
+        """The cell's run with the best accuracy on validation; the lower loss, then the earlier recipe, on a tie."""
+        candidates = self.by_cell[cell]
+        if len(candidates) == 1:
+            return candidates[0]
+
+        def merit(run: Run) -> tuple[float, float]:
+            values = self.fitted(run).values
+            return values["validation_accuracy"], -values["validation_loss"]
+
+        return max(candidates, key=merit)
+
+
+def cacheable(run: Run) -> bool:
+    """Whether the head can be trained on cached features: nothing random happens before or in a frozen trunk."""
+    return run.method == "frozen" and run.head.kind in ("linear", "mlp") and run.recipe.augment == "none"

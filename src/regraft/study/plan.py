@@ -1,0 +1,85 @@
+"""From a study to its runs. Pure: nothing is read, nothing is imported that is heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from regraft.errors import StudyError
+from regraft.spec import Row, Run, Study
+
+Cell = tuple[str, int]  # (row name, seed)
+
+
+def plan(study: Study) -> list[Run]:
+    """Every training of the study: row x seed x recipe, a source run before the runs that cut it."""
+    rows = {row.name: row for row in study.all_rows()}
+    runs = [
+        Run(
+            row=row.name,
+            source_name=row.source,
+            source=study.sources[row.source],
+            cut=row.cut,
+            method=row.method,
+            head=row.head,
+            target_name=row.target,
+            target=study.targets[row.target],
+            recipe_name=recipe,
+            recipe=study.recipes[recipe],
+            seed=seed,
+        )
+        for row in rows.values()
+        for seed in row.seeds or study.seeds
+        for recipe in row.recipe
+    ]
+    _check_source_seeds(study, rows)
+    return [run for wave in waves(runs) for run in wave]
+
+
+def waves(runs: Sequence[Run]) -> list[list[Run]]:
+    """The runs by depth: those of one wave need only runs of earlier waves, and can go side by side."""
+    by_row = {run.row: run for run in runs}
+    depths: dict[str, int] = {}
+
+    def depth(row: str) -> int:
+        if row not in depths:
+            parent = by_row[row].source.run
+            depths[row] = 0 if parent is None else depth(parent) + 1
+        return depths[row]
+
+    found: dict[int, list[Run]] = {}
+    for run in runs:
+        found.setdefault(depth(run.row), []).append(run)
+    return [found[d] for d in sorted(found)]
+
+
+def cells(runs: Sequence[Run]) -> dict[Cell, list[Run]]:
+    """The runs of each cell: the same but for the recipe."""
+    found: dict[Cell, list[Run]] = {}
+    for run in runs:
+        found.setdefault(run.cell, []).append(run)
+    return found
+
+
+def source_cell(run: Run, by_cell: dict[Cell, list[Run]]) -> Cell | None:
+    """The cell whose chosen network is the source of `run`: same seed, or the source row's only seed."""
+    row = run.source.run
+    if row is None:
+        return None
+    if (row, run.seed) in by_cell:
+        return (row, run.seed)
+    only = [cell for cell in by_cell if cell[0] == row]
+    assert len(only) == 1, "checked by plan"
+    return only[0]
+
+
+def _check_source_seeds(study: Study, rows: dict[str, Row]) -> None:
+    for row in rows.values():
+        parent = study.sources[row.source].run
+        if parent is None:
+            continue
+        have, want = set(rows[parent].seeds or study.seeds), set(row.seeds or study.seeds)
+        if len(have) > 1 and not want <= have:
+            raise StudyError(
+                f"row {row.name!r}: seeds {sorted(want - have)} have no source: row {parent!r} runs with seeds "
+                f"{sorted(have)}. Give both rows the same seeds, or the source row a single one."
+            )

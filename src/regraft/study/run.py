@@ -1,0 +1,64 @@
+"""The whole story: from a study to its results. Start reading here."""
+
+from __future__ import annotations
+
+from regraft.spec import Study
+from regraft.study.account import Account
+from regraft.study.bench import Setting
+from regraft.study.check import check
+from regraft.study.events import Report, silent
+from regraft.study.executors import SERIAL, Processes, Serial
+from regraft.study.features import obtain_features
+from regraft.study.keys import Keys
+from regraft.study.plan import plan, waves
+from regraft.study.results import Results
+from regraft.study.stages import obtain_data, obtain_fit, obtain_score, obtain_weights
+from regraft.study.store import Store, default_store
+
+
+def run_study(
+    study: Study,
+    store: Store | None = None,
+    executor: Serial | Processes = SERIAL,
+    *,
+    report: Report = silent,
+    device: str = "auto",
+    threads: int | None = None,
+    offline: bool = False,
+) -> Results:
+    """Compute every run of `study` that `store` lacks; return them all.
+
+    Stop and start it as often as you like, and as many processes at once as you like. Rows whose data or weights
+    cannot be had, or whose training fails, are missing from the result with the reason; the others are computed.
+    Raises StudyError before anything is started if the study is wrong."""
+    store = store or default_store()
+    runs = plan(study)  # pure; no image read yet
+    keys = Keys(runs, store, offline=offline)
+    check(runs, keys)
+    setting = Setting(str(store.root), tuple(runs), device, threads or executor.threads(), offline)
+    account = Account(study, keys, setting, report)
+    if (finished := read_results(study, store, keys=keys)).missing:
+        with executor.started(setting, report) as run_all:
+            account.settle(run_all(obtain_data, account.data_steps()))
+            account.settle(run_all(obtain_weights, account.weights_steps()))
+            account.begin()
+            for wave in waves(runs):  # a source run comes before the runs that cut it
+                account.settle(run_all(obtain_features, account.feature_steps(wave)))
+                account.settle(run_all(obtain_fit, account.fit_steps(wave)))
+            # The best recipe of each cell on validation is scored: the only step that meets test labels.
+            account.settle(run_all(obtain_score, account.score_steps()))
+        finished = read_results(study, store, keys=keys, reasons=account.failed)
+    account.end(finished)
+    return finished
+
+
+def read_results(
+    study: Study,
+    store: Store | None = None,
+    *,
+    keys: Keys | None = None,
+    reasons: dict[tuple[str, int], str] | None = None,
+) -> Results:
+    """What the store has of `study`, without computing anything."""
+    keys = keys or Keys(plan(study), store or default_store(), offline=True)
+    return Results.read(study, keys, reasons or {})
