@@ -238,14 +238,18 @@ def data_list() -> None:
 def data_get(
     name: Annotated[str, typer.Argument(metavar="NAME", help="as in `regraft data list`, or folder:PATH")],
     source: Annotated[
-        Path | None, typer.Option("--from", help="folder or archive that holds the published files")
+        Path | None, typer.Option("--from", help="folder that holds the published files or their archive")
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="side in pixels to keep pictures at that come in any size")
     ] = None,
 ) -> None:
     """Fetch a data set (or take it from a folder), check its digests, and keep it for every study."""
     from regraft import cli_text
     from regraft.data import dataset_info, load_dataset
 
-    load_dataset(name, source=source)
+    with cli_text.transfer_bar(name) as report:
+        load_dataset(name, image_size, source_dir=source, report=report)
     cli_text.show(cli_text.data_text(dataset_info(name)))
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import resources
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from regraft.errors import UnknownName, nearest
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from regraft.data import DatasetInfo
     from regraft.doctor import Finding
     from regraft.networks import CutPoint
     from regraft.study.results import Results
@@ -157,6 +159,57 @@ def cuts_table(network: str, points: Sequence[CutPoint], image_size: int) -> Tab
     columns = ("cut", "depth", "shape", "layout", "parameters", "for one image", "also called")
     title = f"{network} on {image_size} x {image_size} pixels (depth: share of the FLOPs below the cut)"
     return table(title, columns, rows, right="depth parameters")
+
+
+def data_table(infos: Sequence[DatasetInfo]) -> Table:
+    rows = [
+        (
+            info.name,
+            len(info.classes) if info.known else "?",
+            f"{sum(info.train_counts):,}" if info.known else "?",
+            "?" if info.test_images is None else f"{info.test_images:,}",
+            info.image_size or "any",
+            "yes" if info.available else "no",
+        )
+        for info in infos
+    ]
+    columns = ("name", "classes", "training", "test", "pixels", "here")
+    return table(
+        "Images; `regraft data info NAME` tells more", columns, rows, right="classes training test pixels"
+    )
+
+
+def data_text(info: DatasetInfo) -> Table:
+    """What is known of one data set."""
+    low, high = min(info.train_counts, default=0), max(info.train_counts, default=0)
+    each = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+    names = ", ".join(info.classes[:100]) + (", ..." if len(info.classes) > 100 else "")
+    rows = [
+        ("here", "yes" if info.available else "no"),
+        ("classes", f"{len(info.classes)} classes: {names}" if info.known else "known once it is here"),
+        ("training images", f"{sum(info.train_counts):,} ({each} of each class)" if info.known else "?"),
+        ("test images", "?" if info.test_images is None else f"{info.test_images:,}"),
+        ("pixels", f"{info.image_size} x {info.image_size}" if info.image_size else "any size"),
+        ("channels", {1: "1 (grey)", 3: "3 (colour)"}[info.channels]),
+        ("content digest", info.digest or "none published"),
+        ("how to get it", info.ways),
+    ]
+    return table(info.name, ("", ""), rows)
+
+
+@contextmanager
+def transfer_bar(name: str) -> Iterator[Callable[[int, int | None], None]]:
+    """Yields report(done, total) that moves a bar in a terminal and is silent elsewhere."""
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(name, total=None)
+
+        def report(done: int, total: int | None) -> None:
+            progress.update(task, completed=done, total=total)
+
+        yield report
 
 
 def doctor_table(findings: Sequence[Finding]) -> Table:

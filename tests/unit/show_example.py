@@ -43,8 +43,7 @@ def cell(**changes: object) -> Cell:
         "class_names": CLASSES,
         "confusion": confusion(accuracy, classes) if math.isfinite(accuracy) else [],
         "cost": {"seconds": 412.5, "device": "NVIDIA H100", "threads": 8, "images": 900_000,
-                 "versions": {"torch": "2.14.1", "torchvision": "0.29.1", "regraft": "0.1.0"},
-                 "command": "regraft run cifar"},
+                 "versions": {"torch": "2.14.1", "torchvision": "0.29.1", "regraft": "0.1.0"}},
     }  # fmt: skip
     return Cell(**{**fields, **changes})  # type: ignore[arg-type]
 
@@ -175,7 +174,7 @@ def hostile() -> Results:
             row=name, seed=seed, accuracy=0.1 if name == HOSTILE else 0.9 + 0.01 * seed, source=HOSTILE,
             target=HOSTILE, data="digits", recipe=HOSTILE, note=HOSTILE, original=0.5,
             class_names=(*ODD_NAMES, *CLASSES[4:]),
-            cost={"seconds": 1.0, "device": HOSTILE, "command": HOSTILE},
+            cost={"seconds": 1.0, "device": HOSTILE},
         )
         for name in ODD_NAMES[:-1] for seed in (0, 1)
     ]  # fmt: skip

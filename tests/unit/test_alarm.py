@@ -6,12 +6,12 @@ import dataclasses
 import math
 
 import pytest
-from show_example import cell, grid_of_cuts, learning_curve, seven_rows
 
 from regraft.analysis.alarm import alarms, chance_p
 from regraft.analysis.answer import answer
 from regraft.analysis.table import rows_table
 from regraft.study.results import Cell, Missing, Results
+from tests.unit.show_example import cell, grid_of_cuts, learning_curve, seven_rows
 
 
 def kinds(*cells: Cell) -> list[str]:
@@ -102,7 +102,10 @@ def test_reasons_of_a_partly_scored_row_name_their_seeds() -> None:
 def test_the_answer_compares_transfer_with_scratch_by_the_paired_interval() -> None:
     sentences = answer(seven_rows())
     assert sentences[0].startswith("On cifar10-50 (50 per class), “6 ImageNet, 50 per class” reaches 91.5 %")
-    assert "+32.8 points [+29.1, +36.6] (95 % paired t, n = 3 seeds), more than the seeds explain" in sentences[0]
+    assert (
+        "+32.8 points [+29.1, +36.6] (95 % paired t, n = 3 seeds), more than the seeds explain"
+        in sentences[0]
+    )
     assert sentences[1] == "6 of the 6 rows with a figure in the original study reach it (mean over seeds)."
     assert sentences[2].startswith("1 of 8 rows raised an alarm")
 

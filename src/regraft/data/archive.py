@@ -5,6 +5,8 @@ Nothing here writes outside the folder it is given, follows a link, or runs what
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import io
 import lzma
 import pickle
@@ -25,7 +27,7 @@ from regraft.errors import DataDamaged
 
 MAX_BYTES = 64 * 2**30
 MAX_MEMBERS = 1_000_000
-READ_ERRORS = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, OSError)
+READ_ERRORS = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError)
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ def members(path: Path, max_bytes: int = MAX_BYTES, max_members: int = MAX_MEMBE
     Raises DataDamaged for a name that leads outside, a link or device, encryption, a name given twice, more
     than `max_members` entries or `max_bytes` unpacked bytes, and for an archive that cannot be read.
     """
-    try:
+    with _damage_told(path):
         entries = _zip_members(path) if zipfile.is_zipfile(path) else _tar_members(path)
         names: set[str] = set()
         total = 0
@@ -61,8 +63,6 @@ def members(path: Path, max_bytes: int = MAX_BYTES, max_members: int = MAX_MEMBE
                 )
             if entry is not None:
                 yield entry
-    except READ_ERRORS as error:
-        raise DataDamaged(f"{path}: not readable as an archive ({error}); fetch it again") from None
 
 
 def read_members(path: Path, wanted: set[str], max_bytes: int) -> dict[str, bytes]:
@@ -70,7 +70,7 @@ def read_members(path: Path, wanted: set[str], max_bytes: int) -> dict[str, byte
     found: dict[str, bytes] = {}
     for member in members(path, max_bytes):
         if member.name in wanted:
-            with member.open() as file:
+            with _damage_told(path), member.open() as file:
                 found[member.name] = file.read(member.size)
         if len(found) == len(wanted):
             return found
@@ -86,8 +86,16 @@ def extract(path: Path, into: Path, max_bytes: int = MAX_BYTES, max_members: int
         target.parent.mkdir(parents=True, exist_ok=True)
         if not target.parent.resolve().is_relative_to(root):
             raise DataDamaged(f"{path}: {member.name!r} leads outside the folder; not unpacked")
-        with member.open() as source, target.open("xb") as sink:
+        with _damage_told(path), member.open() as source, target.open("xb") as sink:
             shutil.copyfileobj(source, sink, 2**20)
+
+
+@contextlib.contextmanager
+def _damage_told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except READ_ERRORS as error:
+        raise DataDamaged(f"{path}: not readable as an archive ({error}); fetch it again") from None
 
 
 def _check_name(path: Path, name: str) -> None:
@@ -179,8 +187,8 @@ def _latin1(text: object, encoding: object) -> bytes:
     return text.encode("latin1")
 
 
-# The globals that occur in CIFAR's batches, under Python 2's and 3's and numpy 1's and 2's names. Each name leads
-# to a function of ours that builds an array of bytes and nothing else.
+# The globals that occur in CIFAR's batches, under Python 2's and 3's and numpy 1's and 2's names. Each name
+# leads to a function of ours that builds an array of bytes and nothing else.
 CIFAR_GLOBALS: dict[tuple[str, str], Any] = {
     ("numpy.core.multiarray", "_reconstruct"): _empty_array,
     ("numpy._core.multiarray", "_reconstruct"): _empty_array,

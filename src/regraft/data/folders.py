@@ -1,10 +1,10 @@
 """`folder:PATH`: a person's own pictures, a subfolder per class.
 
-    PATH/roses/*.jpg  PATH/tulips/*.jpg                    one pool; a fifth of each class becomes the test part
+    PATH/roses/*.jpg  PATH/tulips/*.jpg                    one pool; a fifth of each class is the test part
     PATH/train/roses/*.jpg  PATH/test/...  PATH/val/...    the given parts (val, valid or validation)
 
-Class names are the subfolders' names, sorted. Hidden files and files that are not named like pictures are passed
-over. Files that cannot be read as pictures are left out and listed in `Dataset.unreadable`.
+Class names are the subfolders' names, sorted. Hidden files and files that are not named like pictures are
+passed over. Files that cannot be read as pictures are left out and listed in `Dataset.unreadable`.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ def _part_folders(root: Path) -> dict[str, Path]:
         return {"train": root}
     if "train" not in named or len(named) < len(parts):
         raise StudyError(
-            f"folder:{root}: has the parts {', '.join(d.name for d in parts)}, but needs exactly one train, at most "
-            "one test and at most one of val, valid, validation"
+            f"folder:{root}: has the parts {', '.join(d.name for d in parts)}, but needs exactly one train, "
+            "at most one test and at most one of val, valid, validation"
         )
     return named
 
@@ -111,7 +111,7 @@ def _by_class(folder: Path) -> dict[str, list[Path]]:
 
 
 def _pictures(folder: Path) -> Iterator[Path]:
-    """Files named like pictures, at any depth, sorted; links to folders are not followed (they can be circles)."""
+    """Files named like pictures, at any depth, sorted; links to folders can be circles: not followed."""
     for parent, folders, files in os.walk(folder):
         folders[:] = sorted(d for d in folders if not d.startswith("."))
         for name in sorted(files):
@@ -299,6 +299,7 @@ def _check_readable(listing: Listing, part: str, labels: list[int], reasons: dic
         if label not in readable:
             first = next(i for i in reasons if listing.parts[part][i][1] == label)
             raise DataDamaged(
-                f"folder:{listing.root}: no picture of class {listing.classes[label]!r} in the {part} part can be "
-                f"read, for instance {_relative(listing.root, listing.parts[part][first][0])}: {reasons[first]}"
+                f"folder:{listing.root}: no picture of class {listing.classes[label]!r} in the {part} part "
+                "can be read, for instance "
+                f"{_relative(listing.root, listing.parts[part][first][0])}: {reasons[first]}"
             )

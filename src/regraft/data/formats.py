@@ -94,8 +94,8 @@ def _mosaic(data: bytes) -> NDArray[np.uint8]:
 def read_digits() -> Content:
     """scikit-learn's digits (Alpaydin and Kaynak, UCI): 8 x 8 grey, 0..16 scaled to 0..255.
 
-    There is no official split of these 1,797 images, so this one is fixed here: of each class the last fifth in
-    published order is the test part. The order goes by writer, so test digits are mostly of writers that
+    There is no official split of these 1,797 images, so this one is fixed here: of each class the last fifth
+    in published order is the test part. The order goes by writer, so test digits are mostly of writers that
     training never saw, which a shuffled split would hide.
     """
     from sklearn.datasets import load_digits

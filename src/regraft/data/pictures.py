@@ -22,8 +22,9 @@ DECODER_VERSION = 1
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 # Names that mean "a picture" in a folder. HEIC is listed so that such files are reported, not passed over.
 SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff .ppm .pgm .pbm .pnm .avif .jp2 .heic .heif".split()
-)
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm",
+     ".pbm", ".pnm", ".avif", ".jp2", ".heic", ".heif")
+)  # fmt: skip
 WHITE = (255, 255, 255, 255)
 T = TypeVar("T")
 
@@ -33,7 +34,7 @@ class Unreadable(DataDamaged):
 
 
 def decode_picture(file: Path | IO[bytes], size: int) -> NDArray[np.uint8]:
-    """(size, size, 3) RGB: turned upright (EXIF), shorter side resized to `size` with antialias, centre cut out.
+    """(size, size, 3) RGB: turned upright (EXIF), shorter side resized to `size` with antialias, centre cut.
 
     Transparency is laid on white, 16-bit grey is scaled, of an animation the first picture is taken.
     Raises Unreadable. Pictures of more pixels than Pillow's limit (89 million) are refused before decoding.
@@ -61,7 +62,7 @@ def in_threads(
     items: Sequence[T],
     report: Callable[[int, int | None], None] | None = None,
 ) -> Iterator[NDArray[np.uint8] | str]:
-    """`work` of each item, in order. Threads suffice: Pillow decodes and resizes outside the interpreter's lock."""
+    """`work` of each item, in order. Threads suffice: Pillow decodes outside the interpreter's lock."""
     step = 256  # bounds the decoded pictures that wait in memory
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for start in range(0, len(items), step):

@@ -26,8 +26,10 @@ class Split:
     classes: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        assert self.images.ndim == 4 and self.images.shape[3] in (1, 3), self.images.shape
-        assert self.images.dtype == np.uint8 and self.labels.dtype == np.int64
+        assert self.images.ndim == 4
+        assert self.images.shape[3] in (1, 3), self.images.shape
+        assert self.images.dtype == np.uint8
+        assert self.labels.dtype == np.int64
         assert self.labels.shape == (len(self.images),)
         assert len(self.labels) == 0 or 0 <= self.labels.min() <= self.labels.max() < len(self.classes)
 
@@ -188,7 +190,7 @@ class Dataset:
 
     @property
     def channels(self) -> int:
-        return self.train.images.shape[3]
+        return int(self.train.images.shape[3])
 
     def with_classes(self, names: Sequence[str]) -> Dataset:
         """Only these classes, labelled by their order in `names`.

@@ -41,10 +41,10 @@ def split_budget(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Sorted indices of the training and the validation images of a budget of labelled images.
 
-    labels: (n,).  per_class, fraction: the budget, as in `draw_subset`.  validation: share of it, in [0, 0.5].
+    labels: (n,).  per_class, fraction: the budget, as in `draw_subset`.  validation: share of it, 0 to 0.5.
 
-    The budget is ALL labels that are used, validation included: a result "with 50 labels per class" that chose
-    its recipe on thousands of further labels is not one (Oliver et al. 2018, arXiv:1804.09170, section 4.6).
+    The budget is ALL labels that are used, validation included: a result "with 50 labels per class" that
+    chose its recipe on thousands of further labels is not one (Oliver et al. 2018, arXiv:1804.09170).
 
     Each class is permuted once per seed. The last round(validation * count) positions are the class's
     validation pool and the others its training pool; a budget takes the first images of each pool. So, for
@@ -64,7 +64,8 @@ def split_budget(
         n_validation = _validation_count(size, validation)
         # No rounding case overflows a pool: with a share <= 0.5 one more image in the budget
         # adds one image to either part.
-        assert size - n_validation <= pool and n_validation <= len(order) - pool
+        assert size - n_validation <= pool
+        assert n_validation <= len(order) - pool
         train.append(order[: size - n_validation])
         held_out.append(order[pool : pool + n_validation])
     return _sorted(train), _sorted(held_out)

@@ -51,8 +51,8 @@ def _split(*names: str) -> tuple[dict[str, Any], ...]:
     return tuple({"split": name} for name in names)
 
 
-# Where a set has an official validation part, it counts as training data: regraft carves validation images out of
-# the budget itself.
+# Where a set has an official validation part, it counts as training data: regraft carves validation images
+# out of the budget itself.
 TORCHVISION_SETS: dict[str, TorchvisionSet] = {
     "svhn": TorchvisionSet(
         "SVHN", _split("train"), {"split": "test"}, image_size=32,
@@ -75,7 +75,8 @@ TORCHVISION_SETS: dict[str, TorchvisionSet] = {
     "stl10": TorchvisionSet(
         "STL10", _split("train"), {"split": "test"}, image_size=96,
         files=(
-            File("http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz", "91f7769df0f17e558f3565bffb0c7dfb"),
+            File("http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz",
+                 "91f7769df0f17e558f3565bffb0c7dfb"),
         ),
     ),
     "flowers102": TorchvisionSet(
@@ -84,14 +85,16 @@ TORCHVISION_SETS: dict[str, TorchvisionSet] = {
             File(f"{_VGG}flowers/102/102flowers.tgz", "52808999861908f626f3c1f4e79d11fa", "flowers-102"),
             File(f"{_VGG}flowers/102/imagelabels.mat", "e0620be6f572b9609742df49c70aed4d", "flowers-102",
                  unpack=False),
-            File(f"{_VGG}flowers/102/setid.mat", "a5357ecc9cb78c4bef273ce3793fc85c", "flowers-102", unpack=False),
+            File(f"{_VGG}flowers/102/setid.mat", "a5357ecc9cb78c4bef273ce3793fc85c", "flowers-102",
+                 unpack=False),
         ),
     ),
     "oxford-pets": TorchvisionSet(
         "OxfordIIITPet", _split("trainval"), {"split": "test"}, image_size=None,
         files=(
             File(f"{_VGG}pets/data/images.tar.gz", "5c4f3ee8e5d25df40f4fd59a7f44e54c", "oxford-iiit-pet"),
-            File(f"{_VGG}pets/data/annotations.tar.gz", "95a8c909bbe2e81eed6a22bccdf3f68f", "oxford-iiit-pet"),
+            File(f"{_VGG}pets/data/annotations.tar.gz", "95a8c909bbe2e81eed6a22bccdf3f68f",
+                 "oxford-iiit-pet"),
         ),
     ),
     "gtsrb": TorchvisionSet(
@@ -115,11 +118,13 @@ TORCHVISION_SETS: dict[str, TorchvisionSet] = {
     "country211": TorchvisionSet(
         "Country211", _split("train", "valid"), {"split": "test"}, image_size=None,
         files=(
-            File("https://openaipublic.azureedge.net/clip/data/country211.tgz", "84988d7644798601126c29e9877aab6a"),
+            File("https://openaipublic.azureedge.net/clip/data/country211.tgz",
+                 "84988d7644798601126c29e9877aab6a"),
         ),
     ),
     "imagenette": TorchvisionSet(
-        "Imagenette", ({"split": "train", "size": "160px"},), {"split": "val", "size": "160px"}, image_size=None,
+        "Imagenette", ({"split": "train", "size": "160px"},), {"split": "val", "size": "160px"},
+        image_size=None,
         files=(
             File("https://s3.amazonaws.com/fast-ai-imageclas/imagenette2-160.tgz",
                  "e793b78cc4c9e9a4ccc0c1155377a412"),
@@ -192,9 +197,9 @@ def _locate(
     files = ", ".join(f"{file.url} (md5 {file.md5})" for file in entry.files)
     raise DataUnavailable(
         f"{name} is not in {', '.join(map(str, folders))} and could not be fetched.\n  tried {reason}\n"
-        f"Three ways: 1. with internet: regraft data get {name}; 2. a package mirror: none is known for this data "
-        f"set; 3. put the files there: {files}, laid out for torchvision.datasets.{entry.kind}(DIR), with "
-        f"regraft data get {name} --from DIR."
+        f"Three ways: 1. with internet: regraft data get {name}; 2. a package mirror: none is known for this "
+        f"data set; 3. put the files there: {files}, laid out for torchvision.datasets.{entry.kind}(DIR), "
+        f"with regraft data get {name} --from DIR."
     )
 
 
@@ -203,7 +208,7 @@ def _readable_root(entry: TorchvisionSet, folders: Sequence[Path]) -> Path | Non
 
 
 def _can_open(entry: TorchvisionSet, root: Path) -> bool:
-    # USPS is read while it is constructed, so look for the files first: torchvision itself would open a missing one.
+    # USPS opens its file while it is constructed, so look for the files first.
     if any(
         not file.unpack and not (root / file.folder / file.url.rsplit("/", 1)[-1]).is_file()
         for file in entry.files
@@ -225,6 +230,10 @@ def _open(entry: TorchvisionSet, root: Path, arguments: dict[str, Any]) -> Reade
 
 def _fetch(entry: TorchvisionSet, root: Path, report: Report | None) -> None:
     """Download and unpack everything, then give the folder its name: it is never there in part."""
+    if root.exists():
+        raise DataDamaged(
+            f"torchvision cannot read what lies in {root}; delete that folder to fetch it again"
+        )
     with new_folder(root) as folder:
         for file in entry.files:
             target = folder / file.folder

@@ -1,4 +1,5 @@
-"""Build any torchvision or timm classification network by name, with weights that depend on the seed alone."""
+"""Build any torchvision or timm classification network by name, with weights that depend on the seed
+alone."""
 
 from __future__ import annotations
 
@@ -13,26 +14,34 @@ from torch import nn
 from regraft.errors import ImageTooSmall, StudyError, UnknownName, nearest
 from regraft.seeding import derive
 
-# He et al. 2015's ResNet-50: the stride of a stage sits in its first 1x1 convolution, as in the Keras weights;
-# torchvision moved it to the 3x3 convolution ("ResNet-50 v1.5").
+# He et al. 2015's ResNet-50: the stride of a stage sits in its first 1x1 convolution, as in the Keras
+# weights; torchvision moved it to the 3x3 convolution ("ResNet-50 v1.5").
 ORIGINAL_RESNET50 = "resnet50_v1"
 CIFAR_STEM_PREFIXES = ("resnet", "resnext", "wide_resnet")
-AUXILIARY = ("googlenet", "inception_v3")  # have extra classifiers for training, which no cut can pass through
+AUXILIARY = (
+    "googlenet",
+    "inception_v3",
+)  # have extra classifiers for training, which no cut can pass through
 
 
 def build(
-    network: str, *, classes: int | None = None, stem: str = "imagenet", seed: int, image_size: int | None = None
+    network: str,
+    *,
+    classes: int | None = None,
+    stem: str = "imagenet",
+    seed: int,
+    image_size: int | None = None,
 ) -> nn.Module:
     """A network with random weights, in training mode.
 
-    network: a torchvision name, a timm name (`timm/NAME`, or bare where torchvision has none) or `resnet50_v1`.
-    classes: outputs of the classifier; None is the network's own number, usually 1000.
-    stem: `cifar` makes a ResNet's first convolution 3x3 with stride 1 and removes its max-pooling (He et al. 2015,
-    section 4.2), for images of about 32 pixels.
-    image_size: in pixels; vision transformers fix their position embeddings for it.
+    network: a torchvision name, a timm name (`timm/NAME`, or bare where torchvision has none) or
+    `resnet50_v1`. classes: outputs of the classifier; None is the network's own number, usually 1000. stem:
+    `cifar` makes a ResNet's first convolution 3x3 with stride 1 and removes its max-pooling (He et al. 2015,
+    section 4.2), for images of about 32 pixels. image_size: in pixels; vision transformers fix their position
+    embeddings for it.
 
-    torch's layers draw their initial weights from the global generator. It is therefore seeded from `seed` here,
-    and put back as it was: nothing else in the process notices, and nothing else moves these weights.
+    torch's layers draw their initial weights from the global generator. It is therefore seeded from `seed`
+    here, and put back as it was: nothing else in the process notices, and nothing else moves these weights.
     Raises UnknownName, StudyError (a stem that the network does not have), ImageTooSmall.
     """
     with torch.random.fork_rng(devices=[]):
@@ -67,7 +76,9 @@ def family(network: str) -> tuple[str, str]:
     if name.partition(".")[0] in _timm_names():
         return "timm", name
     hint = nearest(network, network_names()) or nearest(network, _timm_names())
-    raise UnknownName(f"no network {network!r}{hint} Any torchvision or timm classification network can be named.")
+    raise UnknownName(
+        f"no network {network!r}{hint or '.'} Any torchvision or timm classification network can be named."
+    )
 
 
 def takes_cifar_stem(network: str) -> bool:
@@ -94,17 +105,14 @@ def _torchvision(name: str, options: dict[str, Any], image_size: int | None) -> 
     if name.startswith("vit_") and image_size is not None:
         patch = int(name.rpartition("_")[2])
         if image_size % patch:
-            raise ImageTooSmall(
-                f"{name} takes images whose side is a multiple of {patch} px, got {image_size}. "
-                "Set the source's image_size."
-            )
+            raise ImageTooSmall(f"its image size must be a multiple of {patch} px, got {image_size}")
         options["image_size"] = image_size
     model: nn.Module = torchvision.models.get_model(name, weights=None, **options)
     return model
 
 
 def _original_resnet50(options: dict[str, Any]) -> nn.Module:
-    model = torchvision.models.resnet50(weights=None, **options)
+    model: torchvision.models.ResNet = torchvision.models.resnet50(weights=None, **options)
     for stage in (model.layer2, model.layer3, model.layer4):
         stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
     return model
@@ -114,26 +122,30 @@ def _timm(name: str, options: dict[str, Any], image_size: int | None) -> nn.Modu
     config = timm.get_pretrained_cfg(name)
     if image_size is not None and config is not None and config.fixed_input_size:
         try:
-            return timm.create_model(name, pretrained=False, img_size=image_size, **options)
+            sized: nn.Module = timm.create_model(name, pretrained=False, img_size=image_size, **options)
+            return sized
         except TypeError as error:
             if "img_size" not in str(error):
                 raise
         except AssertionError as error:
-            raise ImageTooSmall(f"{name} cannot be built for images of {image_size} px: {error}") from error
-    return timm.create_model(name, pretrained=False, **options)
+            raise ImageTooSmall(f"it cannot be built for images of {image_size} px: {error}") from error
+    model: nn.Module = timm.create_model(name, pretrained=False, **options)
+    return model
 
 
 def _give_cifar_stem(network: str, model: nn.Module) -> None:
     if not takes_cifar_stem(network):
         raise StudyError(
-            f"{network} has no `stem: cifar`; it exists for torchvision's ResNets (resnet18 ... wide_resnet101_2) and "
-            "resnet50_v1. Use `stem: imagenet`, with a larger image_size if the images are small."
+            f"{network} has no `stem: cifar`; it exists for torchvision's ResNets, ResNeXts "
+            "and wide ResNets, and for resnet50_v1. Use `stem: imagenet`, with a larger image_size if the images are small."
         )
     old = model.conv1
     assert isinstance(old, nn.Conv2d)
     with torch.device(old.weight.device):
         model.conv1 = nn.Conv2d(old.in_channels, old.out_channels, 3, stride=1, padding=1, bias=False)
-    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's ResNet
+    nn.init.kaiming_normal_(
+        model.conv1.weight, mode="fan_out", nonlinearity="relu"
+    )  # as torchvision's ResNet
     model.maxpool = nn.Identity()
 
 

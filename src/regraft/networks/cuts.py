@@ -1,7 +1,8 @@
 """Where a network can be cut in two, and the cutting.
 
-A valid cut is a node through which every path from the image to the logits passes. Offered are the ends of blocks
-that satisfy this, and `penultimate`, the input of the classifier's last layer. Cutting never touches the network.
+A valid cut is a node through which every path from the image to the logits passes. Offered are the ends of
+blocks that satisfy this, and `penultimate`, the input of the classifier's last layer. Cutting never touches
+the network.
 """
 
 from __future__ import annotations
@@ -13,18 +14,20 @@ from functools import lru_cache
 import torch
 from torch import fx, nn
 
-from regraft.errors import ImageTooSmall, UnknownCut, nearest
+from regraft.errors import ImageTooSmall, UnknownCut
 from regraft.networks.build import build, build_skeleton
+from regraft.networks.nodes import PENULTIMATE, canonical, offered
 from regraft.networks.pooling import Layout, pool
 from regraft.networks.probe import Measured, measure, measure_at_any_size, smallest_that_fits
-from regraft.networks.trace import Traced, ancestors, bypass, data_nodes, output_of, same, structural_copy, trace
-
-PENULTIMATE = "penultimate"
-ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Mish)
-POOLING = (nn.MaxPool2d, nn.AvgPool2d)
-# What can lie between two nodes that hold the same numbers when evaluating
-TRANSPARENT_MODULES = (nn.Dropout, nn.Identity, nn.Flatten)
-TRANSPARENT_FUNCTIONS = (torch.flatten, torch.nn.functional.dropout)
+from regraft.networks.trace import (
+    Traced,
+    ancestors,
+    data_nodes,
+    output_of,
+    same,
+    structural_copy,
+    trace,
+)
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,8 @@ class CutPoint:
 def cut_points(network: nn.Module, image_size: int) -> list[CutPoint]:
     """Every cut that is offered, from the image to the classifier.
 
-    Raises ImageTooSmall if the network does not take square images of `image_size` pixels, and StudyError if it
-    cannot be traced.
+    Raises ImageTooSmall if the network does not take square images of `image_size` pixels, and StudyError if
+    it cannot be traced.
     """
     traced = trace(network)
     try:
@@ -62,8 +65,8 @@ def cut_points(network: nn.Module, image_size: int) -> list[CutPoint]:
 
 @lru_cache(maxsize=256)
 def describe(network: str, stem: str = "imagenet", image_size: int = 224) -> tuple[CutPoint, ...]:
-    """`cut_points` of a network by its name, without building its weights. Networks whose size is fixed when they
-    are built (vision transformers) are built for `image_size`. Errors as for `cut_points` and `build`.
+    """`cut_points` of a network by its name, without building its weights. Networks whose size is fixed when
+    they are built (vision transformers) are built for `image_size`. Errors as for `cut_points` and `build`.
     """
 
     def points(side: int) -> list[CutPoint]:
@@ -85,55 +88,69 @@ def describe(network: str, stem: str = "imagenet", image_size: int = 224) -> tup
 def find_cut(network: nn.Module, at: str | None, image_size: int, *, name: str = "") -> CutPoint:
     """The cut point called `at`; None is the penultimate one. `name` is what messages call the network.
 
-    A stage's name (`layer4`) stands for its last block's (`layer4.1`). Raises UnknownCut with the reason and the
-    nearest valid name.
+    A stage's name (`layer4`) stands for its last block's (`layer4.1`). Raises UnknownCut with the reason and
+    the nearest valid name.
     """
     points = {point.name: point for point in cut_points(network, image_size)}
     traced = trace(network)
-    return points[_canonical(network, traced, at or PENULTIMATE, name or type(network).__name__)]
+    return points[canonical(network, traced, at or PENULTIMATE, name or type(network).__name__)]
 
 
+@lru_cache(maxsize=4096)
 def resolve_cut(network: str, at: str | None, image_size: int, *, stem: str = "imagenet") -> CutPoint:
     """`find_cut` of a network by its name; quick, since `describe` remembers."""
     points = {point.name: point for point in describe(network, stem, image_size)}
     if (at or PENULTIMATE) in points:
         return points[at or PENULTIMATE]
     skeleton = build_skeleton(network, stem=stem, image_size=image_size)
-    return points[_canonical(skeleton, trace(skeleton), at or PENULTIMATE, network)]
+    return points[canonical(skeleton, trace(skeleton), at or PENULTIMATE, network)]
 
 
 def cut(network: nn.Module, at: str) -> tuple[nn.Module, nn.Module]:
-    """(body, tail) with tail(body(x)) == network(x) exactly, in the network's present mode and after train/eval.
+    """(body, tail) with tail(body(x)) == network(x) exactly, in the network's present mode and after
+    train/eval.
 
-    Both are copies: they share no tensor with `network` or each other, and `network` is not touched. The keys of
-    their state dicts are the network's own. Raises UnknownCut.
+    Both are copies: they share no tensor with `network` or each other, and `network` is not touched. The keys
+    of their state dicts are the network's own. Raises UnknownCut.
     """
+    return body_of(network, at), tail_of(network, at)
+
+
+def body_of(network: nn.Module, at: str) -> nn.Module:
+    """The first part of `cut`: images (n, 3, h, w) -> the cut's value."""
     traced = trace(network)
-    node = _nodes(network, traced)[_canonical(network, traced, at, type(network).__name__)]
-    body = _part(network, _below(traced, {node: node.name}, single=True))
-    tail = _part(network, _above(traced, node, guard=bool(_overwritten(network, traced, [node]))))
-    return body, tail
+    node = offered(network, traced)[canonical(network, traced, at, type(network).__name__)]
+    graph, copies = _below(traced, [node])
+    graph.output(copies[node])
+    return _part(network, graph)
+
+
+def tail_of(network: nn.Module, at: str) -> nn.Module:
+    """The second part of `cut`: the cut's value -> logits (n, classes). It never writes into what it is
+    given."""
+    traced = trace(network)
+    node = offered(network, traced)[canonical(network, traced, at, type(network).__name__)]
+    return _part(network, _above(traced, node, guard=node in _overwritten(network, traced, [node])))
 
 
 def body_for_cuts(network: nn.Module, cuts: Iterable[str], *, pooled: bool = False) -> nn.Module:
     """A copy of the network up to the deepest of `cuts`, whose forward gives every cut's value in one pass.
 
-    forward: images (n, 3, h, w) -> {cut: value}, each equal to what `cut` gives for it alone; with `pooled`, each
-    value is pooled to (n, d) where it arises, so that no large map is kept. A value which a later in-place
-    activation would overwrite is copied first. Raises UnknownCut.
+    forward: images (n, 3, h, w) -> {cut: value}, each equal to what `cut` gives for it alone; with `pooled`,
+    each value is pooled to (n, d) where it arises, so that no large map is kept. A value which a later
+    in-place activation would overwrite is copied first. Raises UnknownCut.
     """
     traced = trace(network)
-    nodes = _nodes(network, traced)
-    names = {at: nodes[_canonical(network, traced, at, type(network).__name__)] for at in cuts}
+    nodes = offered(network, traced)
+    names = {at: nodes[canonical(network, traced, at, type(network).__name__)] for at in cuts}
     if not names:
         raise UnknownCut("no cut given; name at least one, for example 'penultimate'")
     overwritten = _overwritten(network, traced, list(names.values()))
     shapes = measure_at_any_size(network, traced, training=False) if pooled else {}
-    graph = _below(traced, {node: node.name for node in names.values()}, single=False)
-    copies = {node.name: node for node in graph.nodes}
+    graph, copies = _below(traced, list(names.values()))
     results: dict[str, fx.Node] = {}
     for at, node in names.items():
-        value = copies[node.name]
+        value = copies[node]
         with graph.inserting_after(value):
             if pooled:
                 value = graph.call_function(pool, (value, _layout(shapes[node.name].shape)))
@@ -144,105 +161,14 @@ def body_for_cuts(network: nn.Module, cuts: Iterable[str], *, pooled: bool = Fal
     return _part(network, graph)
 
 
-# --- which nodes are cuts -------------------------------------------------------------------------------------
-
-
-def _nodes(network: nn.Module, traced: Traced) -> dict[str, fx.Node]:
-    """Offered cuts in order: name -> node."""
-    data = data_nodes(traced.graph)
-    last = _penultimate(traced, data)
-    above = ancestors(last)
-    same_numbers = _same_numbers(network, last)
-    innermost: dict[fx.Node, str] = {}
-    for name, node in traced.exits.items():  # in the order in which modules return
-        innermost.setdefault(node, name)
-    found: dict[str, fx.Node] = {}
-    for node in traced.graph.nodes:
-        if node not in data or node not in above or node in same_numbers or bypass(node, data) is not None:
-            continue
-        name = innermost.get(node)
-        if name is not None and _ends_block(network.get_submodule(name)):
-            found[name] = node
-    found[PENULTIMATE] = last
-    return found
-
-
-def _ends_block(module: nn.Module) -> bool:
-    """Whether a module's output is offered: blocks, activations and pooling; not single convolutions or norms."""
-    if isinstance(module, ACTIVATIONS + POOLING):
-        return True
-    # A norm or convolution is not yet followed by its activation; what holds no parameter is no block.
-    single = (nn.Conv2d, nn.Linear, nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
-    return not isinstance(module, single) and any(True for _ in module.parameters())
-
-
-def _penultimate(traced: Traced, data: set[fx.Node]) -> fx.Node:
-    """The input of the classifier's last layer; where several layers vote, the last node they have in common."""
-    classifier = next(n for n in reversed(traced.graph.nodes) if n.target == traced.classifier)
-    below = (ancestors(classifier) - {classifier}) & data
-    return [node for node in traced.graph.nodes if node in below and bypass(node, data) is None][-1]
-
-
-def _same_numbers(network: nn.Module, last: fx.Node) -> set[fx.Node]:
-    """Nodes from which only dropout and flattening lead to the penultimate node, and itself."""
-    found, node = {last}, last
-    while len(node.all_input_nodes) >= 1 and _is_transparent(network, node):
-        node = node.all_input_nodes[0]
-        found.add(node)
-    return found
-
-
-def _is_transparent(network: nn.Module, node: fx.Node) -> bool:
-    if node.op == "call_module":
-        return isinstance(network.get_submodule(str(node.target)), TRANSPARENT_MODULES)
-    return node.target in TRANSPARENT_FUNCTIONS or node.target == "flatten"
-
-
-def _canonical(network: nn.Module, traced: Traced, at: str, called: str) -> str:
-    """The offered name of cut `at`; raises UnknownCut with the reason."""
-    nodes = _nodes(network, traced)
-    if at in nodes:
-        return at
-    offered = {node: name for name, node in nodes.items()}
-    node = traced.exits.get(at)
-    if node in offered:
-        return offered[node]
-    listing = f"List them with: regraft cuts {called}"
-    if not at or at not in dict(network.named_modules()):
-        raise UnknownCut(f"{called} has no cut {at!r}{nearest(at, nodes)} {listing}")
-    reason, near = _why_not(traced, at, nodes)
-    raise UnknownCut(f"{called} cannot be cut at {at!r}: {reason}. The nearest valid cut is {near!r}. {listing}")
-
-
-def _why_not(traced: Traced, at: str, nodes: dict[str, fx.Node]) -> tuple[str, str]:
-    """Why the module `at` is no cut, and the nearest that is."""
-    order = {node: i for i, node in enumerate(traced.graph.nodes)}
-    owner, node = at, traced.exits.get(at)
-    while node is None and "." in owner:  # inside a block that stays whole
-        owner = owner.rpartition(".")[0]
-        node = traced.exits.get(owner)
-    if node is None:
-        return "it does not run, or its output is not one tensor", PENULTIMATE
-    near = min(nodes, key=lambda name: abs(order[nodes[name]] - order[node]))
-    if owner != at:
-        return f"it lies inside the block {owner!r}, where other paths go around it", near
-    if node not in ancestors(nodes[PENULTIMATE]):
-        return "it belongs to the classifier, which a new head replaces", PENULTIMATE
-    around = bypass(node, data_nodes(traced.graph))
-    if around is not None:
-        start = next((name for name, n in traced.exits.items() if n is around), around.name)
-        return f"a path from {start!r} goes around it", near
-    return "it is not the end of a block (an activation, pooling, or a whole block)", near
-
-
-# --- what lies below a cut ------------------------------------------------------------------------------------
+# --- what lies below a cut ------------------------------------------------------------------------------
 
 
 def _points(network: nn.Module, traced: Traced, measured: dict[str, Measured]) -> list[CutPoint]:
     total = sum(measured[node.name].flops for node in data_nodes(traced.graph) if node.name in measured)
     aliases = {"layer2.2": "first 18 layers"} if _is_resnet50(network) else {}
     points = []
-    for name, node in _nodes(network, traced).items():
+    for name, node in offered(network, traced).items():
         below = ancestors(node)
         flops = sum(measured[n.name].flops for n in below if n.name in measured)
         points.append(
@@ -286,8 +212,13 @@ def _is_resnet50(network: nn.Module) -> bool:
         return False
     blocks = [len(stage) for stage in stages if isinstance(stage, nn.Sequential)]
     first = getattr(stages[0][0], "conv2", None)  # type: ignore[index]
-    return blocks == [3, 4, 6, 3] and isinstance(first, nn.Conv2d) and first.out_channels == 64 and (
-        first.groups == 1 and hasattr(stages[0][0], "conv3")  # type: ignore[index]
+    return (
+        blocks == [3, 4, 6, 3]
+        and isinstance(first, nn.Conv2d)
+        and first.out_channels == 64
+        and (
+            first.groups == 1 and hasattr(stages[0][0], "conv3")  # type: ignore[index]
+        )
     )
 
 
@@ -299,7 +230,7 @@ def _advice(size: int | None, wanted: int) -> str:
     return f"It works with {size} px: set the source's image_size."
 
 
-# --- the parts ------------------------------------------------------------------------------------------------
+# --- the parts ------------------------------------------------------------------------------------------
 
 
 def _overwritten(network: nn.Module, traced: Traced, nodes: list[fx.Node]) -> set[fx.Node]:
@@ -308,20 +239,20 @@ def _overwritten(network: nn.Module, traced: Traced, nodes: list[fx.Node]) -> se
     return {node for node in nodes if any(seen[node.name].overwritten for seen in passes)}
 
 
-def _below(traced: Traced, wanted: dict[fx.Node, str], *, single: bool) -> fx.Graph:
-    """The graph from the image to `wanted`; with `single`, returning that one node."""
+def _below(traced: Traced, wanted: list[fx.Node]) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
+    """The graph from the image to `wanted`, still without output, and its copy of each node."""
     keep = set().union(*(ancestors(node) for node in wanted))
-    graph, copies = fx.Graph(), {}
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
     for node in traced.graph.nodes:
-        if node in keep or node.op == "placeholder":
+        if node in keep:
             copies[node] = graph.node_copy(node, lambda n: copies[n])
-    if single:
-        graph.output(copies[next(iter(wanted))])
-    return graph
+    return graph, copies
 
 
 def _above(traced: Traced, start: fx.Node, *, guard: bool) -> fx.Graph:
-    """The graph from `start` to the output. `guard`: its first operation would write into the caller's tensor."""
+    """The graph from `start` to the output. `guard`: its first operation would write into the caller's
+    tensor."""
     graph = fx.Graph()
     image = graph.placeholder("features")
     copies = {start: graph.call_method("clone", (image,)) if guard else image}
@@ -350,5 +281,6 @@ def _part(network: nn.Module, graph: fx.Graph) -> nn.Module:
 
 def _own_copy(tensor: torch.Tensor) -> torch.Tensor:
     twin = tensor.detach().clone()
-    return nn.Parameter(twin, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else twin
-
+    return (
+        nn.Parameter(twin, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else twin
+    )

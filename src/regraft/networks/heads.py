@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from regraft.errors import UnknownCut, WeightsMismatch
 from regraft.networks.build import build
-from regraft.networks.cuts import PENULTIMATE, CutPoint, cut, describe, resolve_cut
+from regraft.networks.cuts import CutPoint, body_of, describe, resolve_cut, tail_of
+from regraft.networks.nodes import PENULTIMATE
 from regraft.networks.pooling import Layout, pool
 from regraft.networks.trunk import Trunk
 from regraft.seeding import derive
@@ -19,7 +20,8 @@ from regraft.spec import Head
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """The plain network that a trunk is cut from; with a partial state by its own names, all that a source is."""
+    """The plain network that a trunk is cut from; with a partial state by its own names, all that a source
+    is."""
 
     network: str
     stem: str = "imagenet"
@@ -76,7 +78,7 @@ def rest_head(head: Head, point: CutPoint, classes: int, spec: NetworkSpec, seed
     fresh = build(
         spec.network, classes=classes, stem=spec.stem, seed=derive(seed, "head"), image_size=spec.image_size
     )
-    return RestHead(cut(fresh, point.name)[1])
+    return RestHead(tail_of(fresh, point.name))
 
 
 HEADS: dict[str, Callable[[Head, CutPoint, int, NetworkSpec, int], nn.Module]] = {
@@ -89,7 +91,8 @@ HEADS: dict[str, Callable[[Head, CutPoint, int, NetworkSpec, int], nn.Module]] =
 def make_head(head: Head, point: CutPoint, classes: int, *, spec: NetworkSpec, seed: int) -> nn.Module:
     """A head for the trunk's raw output at `point`: (n, ...) -> logits (n, classes).
 
-    Its weights depend on `seed` alone; as in `build`, torch's global generator is seeded for them and put back.
+    Its weights depend on `seed` alone; as in `build`, torch's global generator is seeded for them and put
+    back.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "head"))
@@ -97,7 +100,8 @@ def make_head(head: Head, point: CutPoint, classes: int, *, spec: NetworkSpec, s
 
 
 def head_on_pooled(head: Head) -> bool:
-    """Whether `head` sees the trunk's output only through pooling, so that it can be trained on cached features."""
+    """Whether `head` sees the trunk's output only through pooling, so that it can be trained on cached
+    features."""
     return head.kind in ("linear", "mlp")
 
 
@@ -129,13 +133,13 @@ def graft(
     """Cut `network` at `at` (None: penultimate), give the trunk `weights`, graft a fresh head on it.
 
     weights: a state dict by the plain network's names, of which those below the cut are used; None leaves the
-    random weights of `seed`. source_classes: of the network that is cut; changes nothing below a cut, and with it
-    the random weights are those of `build(classes=source_classes)`. Raises UnknownCut, WeightsMismatch,
-    ImageTooSmall.
+    random weights of `seed`. source_classes: of the network that is cut; changes nothing below a cut, and
+    with it the random weights are those of `build(classes=source_classes)`. Raises UnknownCut,
+    WeightsMismatch, ImageTooSmall.
     """
     point = resolve_cut(network, at, image_size, stem=stem)
     plain = build(network, classes=source_classes, stem=stem, seed=seed, image_size=image_size)
-    body = cut(plain, point.name)[0]
+    body = body_of(plain, point.name)
     if weights is not None:
         load_body(body, weights, origin=network)
     spec = NetworkSpec(network, stem, image_size)
@@ -150,14 +154,15 @@ def load_body(body: nn.Module, state: Mapping[str, Tensor], *, origin: str) -> N
     own = body.state_dict()
     if missing := [name for name in own if name not in state]:
         raise WeightsMismatch(
-            f"{origin}: the weights lack {len(missing)} of the {len(own)} tensors below the cut, first {missing[0]!r}. "
-            f"They hold {_some(state)}. Give weights of this very network and stem, or cut earlier."
+            f"{origin}: the weights lack {len(missing)} of the {len(own)} tensors below the cut, first "
+            f"{missing[0]!r}. They hold {_some(state)}. "
+            "Give weights of this very network and stem, or cut earlier."
         )
     for name, tensor in own.items():
         if tensor.shape != state[name].shape:
             raise WeightsMismatch(
-                f"{origin}: {name!r} has shape {tuple(state[name].shape)}, the network wants {tuple(tensor.shape)}. "
-                "Is the stem, the image_size or the width another one?"
+                f"{origin}: {name!r} has shape {tuple(state[name].shape)}, the network wants "
+                f"{tuple(tensor.shape)}. Is the stem, the image_size or the width another one?"
             )
     body.load_state_dict({name: state[name] for name in own})
 
@@ -176,17 +181,22 @@ def trunk_state(grafted: Grafted) -> dict[str, Tensor]:
 def check_within(
     network: str, stem: str, image_size: int, at: str | None, *, source_cut: str | None, source_head: Head
 ) -> None:
-    """Refuse a cut of another run's network beyond what that run kept of it; for the plan, before any training.
+    """Refuse a cut of another run's network beyond what that run kept of it; for the plan, before any
+    training.
 
     Raises UnknownCut: a run with a linear or mlp head holds the network only up to its own cut.
     """
     names = [point.name for point in describe(network, stem, image_size)]
     wanted = resolve_cut(network, at, image_size, stem=stem).name
-    held = PENULTIMATE if source_head.kind == "rest" else resolve_cut(network, source_cut, image_size, stem=stem).name
+    held = (
+        PENULTIMATE
+        if source_head.kind == "rest"
+        else resolve_cut(network, source_cut, image_size, stem=stem).name
+    )
     if names.index(wanted) > names.index(held):
         raise UnknownCut(
-            f"cannot cut at {wanted!r}: the source run kept {network} only up to {held!r} and put a {source_head.kind} "
-            f"head there. Cut at {held!r} or before, or give the source run `head: rest`."
+            f"cannot cut at {wanted!r}: the source run kept {network} only up to {held!r} and put a "
+            f"{source_head.kind} head there. Cut at {held!r} or before, or give the source run `head: rest`."
         )
 
 

@@ -12,9 +12,10 @@ Layout = Literal["chw", "hwc", "tokens", "flat"]
 def pool(features: Tensor, layout: Layout) -> Tensor:
     """One vector an image: the average over all positions.
 
-    features: (n, c, h, w), (n, h, w, c), (n, tokens, c) or (n, c) by `layout`.  Returns (n, c). Of tokens, all are
-    averaged, a class token among them: at an inner block it is one token like the others, and only the network's
-    own last steps make it the summary (at `penultimate` those have run, and the layout is flat).
+    features: (n, c, h, w), (n, h, w, c), (n, tokens, c) or (n, c) by `layout`.  Returns (n, c). Of tokens,
+    all are averaged, a class token among them: at an inner block it is one token like the others, and only
+    the network's own last steps make it the summary (at `penultimate` those have run, and the layout is
+    flat).
     """
     if layout == "chw":
         return features.mean(dim=(2, 3))

@@ -1,7 +1,8 @@
-"""One image through a traced network, to measure each node: shape, FLOPs, and whether its value is overwritten later.
+"""One image through a traced network, to measure each node: shape, FLOPs, and whether its value is
+overwritten later.
 
-It runs on the meta device, which computes shapes without numbers, so it costs neither memory nor arithmetic. A
-network that the meta device cannot run (some read a tensor's value) is run for real with one black image.
+It runs on the meta device, which computes shapes without numbers, so it costs neither memory nor arithmetic.
+A network that the meta device cannot run (some read a tensor's value) is run for real with one black image.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ class Measured:
     overwritten: bool  # a later in-place operation changes it
 
 
-def measure(network: nn.Module, traced: Traced, image_size: int, *, training: bool = False) -> dict[str, Measured]:
+def measure(
+    network: nn.Module, traced: Traced, image_size: int, *, training: bool = False
+) -> dict[str, Measured]:
     """Node name -> what was measured with square images of `image_size` pixels; `network` is left as it was.
 
     Raises ImageTooSmall if the network cannot take such an image, NotImplementedError if it lies on the meta
@@ -44,14 +47,16 @@ def measure(network: nn.Module, traced: Traced, image_size: int, *, training: bo
         try:
             with FlopCounterMode(display=False) as counter:
                 probe = _Probe(module, counter)
-                probe.run(images)  # type: ignore[no-untyped-call]
+                probe.run(images)
             return probe.measured(batch=2)
         except (RuntimeError, AssertionError, ValueError, NotImplementedError, TypeError) as error:
             failure = error
             if devices == ["meta"] and (isinstance(error, NotImplementedError) or "meta" in str(error)):
                 raise NotImplementedError(f"needs real tensors: {error}") from error
     reason = (str(failure).strip().splitlines() or [type(failure).__name__])[0]
-    raise ImageTooSmall(f"{type(network).__name__} cannot take images of {image_size} px: {reason[:160]}") from failure
+    raise ImageTooSmall(
+        f"{type(network).__name__} cannot take images of {image_size} px: {reason[:160]}"
+    ) from failure
 
 
 def measure_at_any_size(network: nn.Module, traced: Traced, *, training: bool) -> dict[str, Measured]:
@@ -105,7 +110,9 @@ def _on_meta(network: nn.Module) -> bool:
 
 def _empty(tensor: torch.Tensor) -> torch.Tensor:
     twin = torch.empty_like(tensor, device="meta")
-    return nn.Parameter(twin, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else twin
+    return (
+        nn.Parameter(twin, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else twin
+    )
 
 
 def _own(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,9 +1,10 @@
 """A network as a graph of blocks.
 
 torch.fx follows one image from input to output, but a block (a residual block, an encoder layer, a plain
-convolution) stays one node. So a part cut out of the graph runs the source's own block modules, and whatever a block
-does differently in training (dropout, stochastic depth) it keeps doing. Only what a network computes between its
-blocks is written into the graph; where that depends on the mode, the graph asks `self.training` (`by_mode`).
+convolution) stays one node. So a part cut out of the graph runs the source's own block modules, and whatever
+a block does differently in training (dropout, stochastic depth) it keeps doing. Only what a network computes
+between its blocks is written into the graph; where that depends on the mode, the graph asks `self.training`
+(`by_mode`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import copy
 import inspect
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -57,9 +58,9 @@ def trace(network: nn.Module) -> Traced:
             if not inside or inside in closed:
                 reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
                 raise StudyError(
-                    f"{type(network).__name__} cannot be cut: its forward depends on the image's values or shape "
-                    f"in a way torch.fx cannot follow ({reason}). Choose another network; list them with: "
-                    "regraft networks"
+                    f"{type(network).__name__} cannot be cut: its forward depends on the image's values or "
+                    f"shape in a way torch.fx cannot follow ({reason}). "
+                    "Choose another network."
                 ) from error
             closed.add(inside)
     graph, tracer = graphs[False], tracers[False]
@@ -105,11 +106,13 @@ def data_nodes(graph: fx.Graph) -> set[fx.Node]:
 
 
 def output_of(graph: fx.Graph) -> fx.Node:
-    return next(node for node in reversed(graph.nodes) if node.op == "output")
+    output: fx.Node = next(node for node in reversed(graph.nodes) if node.op == "output")
+    return output
 
 
 def bypass(node: fx.Node, data: set[fx.Node]) -> fx.Node | None:
-    """None if every path from input to output passes through `node`; else the start of an edge that goes round it.
+    """None if every path from input to output passes through `node`; else the start of an edge that goes
+    round it.
 
     With A the nodes `node` is computed from: nothing but `node` itself may feed a node outside A. That is the
     dominator condition of Lengauer and Tarjan 1979, decided directly.
@@ -125,7 +128,7 @@ class _BlockTracer(fx.Tracer):
     """Opens containers and stages, keeps blocks whole, and remembers where each module's output arises."""
 
     def __init__(self, root: nn.Module, closed: set[str]) -> None:
-        super().__init__(autowrap_modules=(math, torchvision.ops))  # type: ignore[no-untyped-call]
+        super().__init__(autowrap_modules=(math, torchvision.ops))  # type: ignore[arg-type]
         self.exits: dict[str, fx.Node] = {}
         self.failed_in = ""
         names = {module: name for name, module in root.named_modules()}
@@ -153,8 +156,9 @@ class _BlockTracer(fx.Tracer):
         return out
 
 
-def _holds(module: nn.Module, last: list[nn.Module]) -> bool:
-    """Whether the last layer lies in `module`: the classifier's own head is opened, so that its input can be cut."""
+def _holds(module: nn.Module, last: Sequence[nn.Module]) -> bool:
+    """Whether the last layer lies in `module`: the classifier's own head is opened, so that its input can be
+    cut."""
     return bool(last) and module is not last[0] and any(child is last[0] for child in module.modules())
 
 
@@ -181,7 +185,8 @@ def _parts(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _defaults(network: nn.Module) -> dict[str, Any]:
-    """Optional arguments of forward (attention masks and the like) at their defaults; only the image is traced."""
+    """Optional arguments of forward (attention masks and the like) at their defaults; only the image is
+    traced."""
     parameters = inspect.signature(network.forward).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
 
@@ -213,8 +218,8 @@ def _classifier(graph: fx.Graph, network: nn.Module) -> str:
 def _follow_training_mode(graph: fx.Graph, in_training: fx.Graph) -> None:
     """Make `graph`, traced in eval mode, do what `in_training` does whenever its module is training.
 
-    F.dropout(x, p, training=self.training) is traced as the constant False. Both graphs have the same nodes; each
-    argument that differs becomes `by_mode(self.training, in training, in eval)`.
+    F.dropout(x, p, training=self.training) is traced as the constant False. Both graphs have the same nodes;
+    each argument that differs becomes `by_mode(self.training, in training, in eval)`.
     """
     if len(graph.nodes) != len(in_training.nodes):
         raise StudyError("it computes other steps in training than in evaluation")

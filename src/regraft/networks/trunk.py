@@ -17,8 +17,9 @@ __all__ = ["Trunk", "pool", "state_hash"]
 class Trunk(nn.Module):
     """`body`, frozen or trainable.
 
-    Frozen means: no gradient, always in eval mode, no parameter and no buffer ever changes. `.train()` does not
-    un-freeze it: nn.Module.train() recurses, and BatchNorm's running statistics would move (pytorch#86590).
+    Frozen means: no gradient, always in eval mode, no parameter and no buffer ever changes. `.train()` does
+    not un-freeze it: nn.Module.train() recurses, and BatchNorm's running statistics would move
+    (pytorch#86590).
     """
 
     def __init__(self, body: nn.Module, frozen: bool) -> None:
@@ -32,7 +33,8 @@ class Trunk(nn.Module):
     def forward(self, images: Tensor) -> Tensor:  # (n, 3, h, w) -> the cut's value, (n, ...)
         if not self.frozen:
             return self.body(images)  # type: ignore[no-any-return]
-        # no_grad, not inference_mode: a head trains on this output, and autograd refuses to save inference tensors
+        # no_grad, not inference_mode: a head trains on this output, and autograd refuses to save inference
+        # tensors
         with torch.no_grad():
             return self.body(images)  # type: ignore[no-any-return]
 
@@ -60,5 +62,5 @@ def state_hash(tensors: Mapping[str, Tensor]) -> str:
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         # As bytes by view: numpy has no bfloat16. A scalar has no last dimension to view, hence the reshape.
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -76,7 +76,7 @@ def _interval(summary: Summary) -> dict[str, float | None]:
     return {"low": None if low is None else 100 * low, "high": None if high is None else 100 * high}
 
 
-def _group(names: list[str], title: str) -> dict[str, Any]:
+def line_look(names: list[str], title: str) -> dict[str, Any]:
     """Colour and dash of lines, a pair for every name; a legend below unless it would be too long."""
     colours = [COLOURS[i % len(COLOURS)] for i in range(len(names))]
     dashes = [DASHES[i // len(COLOURS) % len(DASHES)] for i in range(len(names))]
@@ -202,7 +202,7 @@ def _lines(results: Results, group: Any, x: Any) -> Entries:
 def _line_chart(entries: Entries, x: alt.X, title: str) -> Chart:
     """Mean as line and points, 95 % t-interval as band."""
     groups = list(dict.fromkeys(entry["group"] for entry in entries))
-    look = _group(groups, "source, method, head, data")
+    look = line_look(groups, "source, method, head, data")
     y = alt.Y("mean:Q", axis=_percent_axis(), scale=alt.Scale(zero=False, nice=True))
     base = _chart(entries).encode(x=x)
     bands = (
@@ -250,7 +250,7 @@ def learning_curves(results: Results) -> Chart | None:
                 "epoch:Q",
                 alt.Tooltip("accuracy:Q", format=".1f"),
             ],
-            **_group(groups, "row (a line per seed)"),
+            **line_look(groups, "row (a line per seed)"),
         )
         .properties(width=WIDTH, height=300, title=title, description=f"{title}: a line per row and seed.")
     )

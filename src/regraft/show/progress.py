@@ -76,9 +76,7 @@ def outcome(event: Event) -> str:
     """The line that stays after an event, or "" if it leaves none (steps that went well do not)."""
     match event:
         case PlanReady():
-            return (
-                f"{printable(event.study)}: {event.steps} steps, {event.cached} of them already in the store"
-            )
+            return f"{printable(event.study)}: {event.runs} runs, {event.cached} of them already in the store"
         case StepFailed():
             return f"failed: {event.stage} of {printable(event.label, 120)}: {printable(event.reason)}"
         case Note():
@@ -90,10 +88,11 @@ def outcome(event: Event) -> str:
 
 
 def headline(tracker: Tracker) -> str:
-    """'17/41 steps, 3 min 05 s, about 4 min 10 s left'."""
+    """'17/41 runs, 3 min 05 s, about 4 min 10 s left'."""
     eta = tracker.eta_seconds
     left = f", about {duration(eta)} left" if eta is not None and not tracker.end else ""
-    return f"{tracker.steps_done}/{tracker.steps} steps, {duration(tracker.elapsed_seconds)}{left}"
+    runs = f"{tracker.runs_done}/{tracker.runs} runs" if tracker.study else "preparing"
+    return f"{runs}, {duration(tracker.elapsed_seconds)}{left}"
 
 
 @contextmanager
@@ -197,17 +196,19 @@ def _draw(tracker: Tracker) -> RenderableType:
             table.add_column(ratio=ratio or None, no_wrap=True, overflow="ellipsis")
         return table
 
-    def bar(fraction: float) -> ProgressBar:
-        return ProgressBar(total=1.0, completed=fraction, width=16)
+    def bar(fraction: float, width: int) -> ProgressBar:
+        return ProgressBar(total=1.0, completed=fraction, width=width)
 
     overall = grid(0, 0, 1)
     fraction = tracker.fraction
-    overall.add_row(bar(fraction), percent(fraction, 0), Text(headline(tracker)))
+    overall.add_row(
+        bar(fraction, 24), percent(fraction, 0), Text(f"{printable(tracker.study, 30)} {headline(tracker)}")
+    )
     steps = grid(0, 0, 2, 2)
     running = list(tracker.running.values())
     for step in running[:SHOWN_STEPS]:
         message = Text(printable(step.message), style="cyan")
-        steps.add_row(bar(step.done), percent(step.done, 0), Text(_step_text(step)), message)
+        steps.add_row(bar(step.done, 10), percent(step.done, 0), Text(_step_text(step)), message)
     rest = len(running) - SHOWN_STEPS
     more = [Text(f"and {rest} more steps running", style="dim")] if rest > 0 else []
     return Group(overall, steps, *more)

@@ -59,17 +59,20 @@ draw();
 """
 
 
-def write_report(results: Results, path: str | Path) -> Path:
-    """Write the report of `results` to `path`, whole or not at all; returns the path."""
+def write_report(results: Results, path: str | Path, *, command: str = "") -> Path:
+    """Write the report of `results` to `path`, whole or not at all; returns the path.
+
+    command: what a reader types to repeat the study.
+    """
     file = Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_name(f".{file.name}.{os.getpid()}")
-    unfinished.write_text(report_html(results), "utf-8")
+    unfinished.write_text(report_html(results, command=command), "utf-8")
     unfinished.replace(file)
     return file
 
 
-def report_html(results: Results) -> str:
+def report_html(results: Results, *, command: str = "") -> str:
     """The report as HTML."""
     template = resources.files("regraft.show").joinpath("templates/report.html").read_text("utf-8")
     environment = jinja2.Environment(
@@ -81,10 +84,10 @@ def report_html(results: Results) -> str:
     )
     environment.filters["percent"] = percent
     environment.filters["count"] = lambda n: "–" if n is None else f"{n:,}"
-    return environment.from_string(template).render(**_content(results))
+    return environment.from_string(template).render(**_content(results, command))
 
 
-def _content(results: Results) -> dict[str, Any]:
+def _content(results: Results, command: str) -> dict[str, Any]:
     rows, best = rows_table(results), _best_cells(results)
     charts = [chart for make in FIGURES if (chart := make(results)) is not None]
     vega = figures.javascript() if charts else ""
@@ -110,7 +113,7 @@ def _content(results: Results) -> dict[str, Any]:
         ],
         "confusions": [_confusion(cell) for cell in best[:SHOWN_TARGETS]],
         "more_targets": len(best) > SHOWN_TARGETS,
-        "provenance": _provenance(results),
+        "provenance": _provenance(results, command),
         "keys": results.cells,
         "version": metadata.version("regraft"),
         "figures_json": Markup(script_json({"specs": specs, **themes})),
@@ -179,7 +182,7 @@ def _confusion(cell: Cell) -> dict[str, Any]:
     return {**found, "matrix": None, "pairs": pairs}
 
 
-def _provenance(results: Results) -> list[tuple[str, str]]:
+def _provenance(results: Results, command: str) -> list[tuple[str, str]]:
     """Name and value of what a reader needs to judge and repeat the study."""
     costs = [cell.cost for cell in results.cells]
     seconds = sum(float(cost.get("seconds", 0)) for cost in costs)
@@ -188,8 +191,9 @@ def _provenance(results: Results) -> list[tuple[str, str]]:
         ("Test set's own error", _test_errors(results.cells)),
         ("Computing time", f"{duration(seconds)} for the scored fits"),
     ]
-    for name, title in (("device", "Device"), ("threads", "Threads"), ("command", "Command")):
+    for name, title in (("device", "Device"), ("threads", "Threads"), ("machine", "Machine")):
         facts.append((title, ", ".join(dict.fromkeys(str(cost[name]) for cost in costs if cost.get(name)))))
+    facts.append(("Command", command))
     versions = {key: value for cost in costs for key, value in cost.get("versions", {}).items()}
     facts.append(("Versions", ", ".join(f"{key} {value}" for key, value in versions.items())))
     return [(name, value) for name, value in facts if value]

@@ -32,7 +32,7 @@ class RunningStep:
 
 
 class Tracker:
-    """Counts steps and cost from events; nothing here draws.
+    """Counts runs (fits) and cost from events; nothing here draws.
 
     The estimate of the remaining time divides the remaining cost by the cost per second measured so far,
     parts of running steps included, so it corrects itself as steps advance and holds for parallel executors.
@@ -41,18 +41,19 @@ class Tracker:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self.study = ""
-        self.steps = self.cached = self.finished = self.failed = 0
+        self.runs = self.cached = self.finished = 0  # fits; finished: since the plan was ready
         self.cost = self.finished_cost = 0.0
         self.start = clock()
         self.end: StudyDone | None = None
         self.running: dict[str, RunningStep] = {}
 
     def update(self, event: Event) -> None:
-        """Take in one event. A StepDone of a step that the plan counted as cached changes nothing."""
+        """Take in one event. A StepDone without a StepStarted was in the store: the plan has counted it."""
         match event:
             case PlanReady():
-                self.study, self.steps, self.cost = event.study, event.steps, event.cost
-                self.cached = event.cached
+                self.study, self.runs, self.cached = event.study, event.runs, event.cached
+                # What was fetched before is in none of the plan's numbers.
+                self.cost, self.finished, self.finished_cost = event.cost, 0, 0.0
                 self.start = self.clock()
             case StepStarted():
                 self.running[event.id] = RunningStep(event.stage, event.label, event.cost)
@@ -60,39 +61,33 @@ class Tracker:
                 step = self.running[event.id]
                 step.done = min(1.0, max(step.done, event.done))
                 step.message = event.message or step.message
-            case StepDone() if event.id in self.running or not event.cached:
-                self._finish(event.id)
-            case StepFailed():
-                self._finish(event.id)
-                self.failed += 1
+            case StepDone() | StepFailed() if event.id in self.running:
+                step = self.running.pop(event.id)
+                self.finished_cost += step.cost
+                self.finished += step.stage == "fit"
             case StudyDone():
                 self.end = event
                 self.running.clear()
-            case StepAdvanced() | StepDone() | Note():
+            case StepAdvanced() | StepDone() | StepFailed() | Note():
                 pass
-
-    def _finish(self, id: str) -> None:
-        step = self.running.pop(id, None)
-        self.finished_cost += step.cost if step else 0.0
-        self.finished += 1
 
     @property
     def elapsed_seconds(self) -> float:
         return self.end.seconds if self.end else self.clock() - self.start
 
     @property
-    def steps_done(self) -> int:
-        return min(self.steps, self.cached + self.finished)
+    def runs_done(self) -> int:
+        return min(self.runs, self.cached + self.finished)
 
     @property
     def fraction(self) -> float:
-        """Share of the cost that was not cached; of the number of steps if they have no cost."""
+        """Share of the cost of what the plan had left to do; of its runs if they have no cost."""
         if self.end:
             return 1.0
         if self.cost > 0:
             running = sum(step.cost * step.done for step in self.running.values())
             return min(1.0, (self.finished_cost + running) / self.cost)
-        work = self.steps - self.cached
+        work = self.runs - self.cached
         return min(1.0, self.finished / work) if work > 0 else 0.0
 
     @property

@@ -131,5 +131,6 @@ class Bench:
 
 
 def own_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """From the tensors of a fit, those of the network, by the network's own names."""
-    return {k.removeprefix("network/"): v for k, v in tensors.items() if k.startswith("network/")}
+    """From the tensors of a fit, those of the network (trunk and `rest` head), by the network's own names."""
+    places = ("network/", "head/rest.")
+    return {k.removeprefix(place): v for k, v in tensors.items() for place in places if k.startswith(place)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from regraft.data import DatasetInfo, dataset_info
+from regraft.data import DatasetInfo
 from regraft.errors import StudyError, TooFewImages, UnknownName, WeightsError, nearest
 from regraft.networks import check_within, resolve_cut
 from regraft.spec import Run
@@ -24,7 +24,7 @@ def check(runs: Sequence[Run], keys: Keys) -> None:
         seen.add((run.row, run.recipe_name))
         try:
             _check_recipe(run)
-            _check_images(run, dataset_info(run.target.data))
+            _check_images(run, keys.info(run.target.data))
             _check_cut(run, keys)
         except StudyError as error:
             raise type(error)(f"row {run.row!r}: {error}") from None

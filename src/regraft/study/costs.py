@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from regraft.data import DatasetInfo, dataset_info
+from regraft.data import DatasetInfo
 from regraft.networks import CutPoint, resolve_cut
 from regraft.spec import Run
 from regraft.study.check import image_size
@@ -85,7 +85,7 @@ class Costs:
         return min(run.target.test_images or all_of_them, all_of_them)
 
     def _info(self, run: Run) -> DatasetInfo:
-        return dataset_info(run.target.data)
+        return self.keys.info(run.target.data)
 
     def _per_class(self, run: Run) -> list[float]:
         info, target = self._info(run), run.target

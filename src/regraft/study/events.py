@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PlanReady:
-    """The first event of a study: how much there is to do."""
+    """How much there is to do. Data and weights may have been fetched, as steps, before it is known."""
 
     study: str
-    steps: int  # of all stages, cached ones included
+    runs: int  # trainings of the study (steps of stage "fit"), cached ones included
     cached: int  # of them, already in the store
-    cost: float  # of the steps that are not cached
+    cost: float  # of all steps to come, of every stage
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class StepAdvanced:
 
 @dataclass(frozen=True)
 class StepDone:
-    """A step has its result. Cached steps may come without a StepStarted."""
+    """A step has its result. One that was in the store may come without a StepStarted."""
 
     id: str
     cached: bool

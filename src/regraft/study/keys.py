@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-from regraft.data import dataset_digest, dataset_info
+from regraft.data import DatasetInfo, dataset_digest, dataset_info
 from regraft.errors import RunError, StudyError
 from regraft.networks import Weights, obtain_weights, resolve_cut
 from regraft.spec import Preprocessing, Run, Source
@@ -32,6 +32,8 @@ class Keys:
         self.runs = tuple(runs)
         self._weights: dict[Source, Weights] = {}
         self._fit_keys: dict[Run, str] = {}
+        self._infos: dict[str, DatasetInfo] = {}
+        self._digests: dict[tuple[str, int | None], str] = {}
 
     @cached_property
     def by_cell(self) -> dict[Cell, list[Run]]:
@@ -78,7 +80,7 @@ class Keys:
         root = self.root(run)
         size = root.source.image_size
         if root.source.weights == "random":
-            size = size or dataset_info(root.target.data).image_size
+            size = size or self.info(root.target.data).image_size
             if size is None:
                 raise StudyError(
                     f"sources.{root.source_name}.image_size: needed, since {root.target.data!r} has pictures of many "
@@ -93,15 +95,25 @@ class Keys:
         network, stem = self.network(run)
         return resolve_cut(network, run.cut, self.preprocessing(run).image_size, stem=stem).name
 
-    # --- specs ----------------------------------------------------------------------------------------------
+    # --- what is known of the data without reading an image ---------------------------------------------------
+
+    def info(self, name: str) -> DatasetInfo:
+        if name not in self._infos or not self._infos[name].known:  # known once it has been fetched
+            self._infos[name] = dataset_info(name)
+        return self._infos[name]
 
     def data_digest(self, run: Run) -> str:
-        return dataset_digest(run.target.data, self.decoded_size(run))
+        place = (run.target.data, self.decoded_size(run))
+        if place not in self._digests:
+            self._digests[place] = dataset_digest(*place)
+        return self._digests[place]
 
     def decoded_size(self, run: Run) -> int | None:
         """Side that pictures of many sizes are decoded to; None for sets with one size, resized on the device."""
-        fixed = dataset_info(run.target.data).image_size
+        fixed = self.info(run.target.data).image_size
         return None if fixed is not None else self.preprocessing(run).image_size
+
+    # --- specs ----------------------------------------------------------------------------------------------
 
     def features(self, run: Run, split: str) -> Spec:
         """Of the table of pooled features at the run's cut; one row an image of the whole split."""

@@ -142,11 +142,9 @@ def _covered(run: Run, keys: Keys) -> int:
 
 
 def _absent(runs: Iterable[Run], keys: Keys) -> list[str]:
-    from regraft.data import dataset_info
-
     lines = {}
     for run in runs:
-        info = dataset_info(run.target.data)
+        info = keys.info(run.target.data)
         if not info.available:
             lines[run.target.data] = f"{run.target.data}: {info.ways}"
         source = run.source

@@ -105,7 +105,7 @@ class Results:
     def to_json(self, path: str | Path) -> Path:
         """Everything, costs, curves and confusion matrices included."""
         content = {
-            "study": self.study.model_dump(mode="json"),
+            "study": self.study.model_dump(mode="json", exclude_defaults=True),
             "cells": [asdict(cell) for cell in self.cells],
             "missing": [asdict(cell) for cell in self.missing],
             "scores_taken": self.scores_taken,

@@ -14,7 +14,7 @@ from regraft.learn.batches import Batches, FeatureBatches, ImageBatches
 from regraft.learn.fit import Fit, evaluate, fit, predict
 from regraft.learn.score import score
 from regraft.learn.solve import logistic_regression
-from regraft.networks import Grafted, graft, load_body, make_head, trunk_state
+from regraft.networks import Grafted, graft, load_body, make_head
 from regraft.spec import Run, Source
 from regraft.study.bench import Bench, Part, own_names
 from regraft.study.features import read_features, test_positions
@@ -135,7 +135,7 @@ def _fit_network(run: Run, bench: Bench, scratch: Scratch, advance: Advance) -> 
         raise FrozenTrunkMoved(f"{run.label}: parameters or buffers of the frozen trunk changed in training")
     tensors = {f"head/{k}": v for k, v in model.head.state_dict().items()}
     if run.method != "frozen" or run.head.kind == "rest":
-        tensors |= {f"network/{k}": v for k, v in trunk_state(model).items()}
+        tensors |= {f"network/{k}": v for k, v in model.trunk.body.state_dict().items()}
     return _payload(run, bench, found, tensors, train, held, (before, after))
 
 

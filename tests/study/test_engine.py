@@ -1,0 +1,295 @@
+"""Laws of the engine, on a small real study."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from regraft.errors import StudyError, TooFewImages, UnknownCut
+from regraft.spec import Study
+from regraft.study.bench import Bench, Setting
+from regraft.study.events import Event, PlanReady, StepDone, StepStarted, StudyDone
+from regraft.study.executors import Processes
+from regraft.study.keys import Keys
+from regraft.study.plan import plan, waves
+from regraft.study.planning import estimate
+from regraft.study.prune import prune
+from regraft.study.results import Results
+from regraft.study.run import read_results, run_study
+from regraft.study.stages import _fit_head, _fit_network
+from regraft.study.store import Scratch, Store, key_of
+from tests.study.conftest import small_study
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Store, Results, list[Event]]:
+    """The small study, run once for all tests of this module that only look at it."""
+    study, store = Study.from_dict(small_study()), Store(tmp_path_factory.mktemp("study") / "store")
+    events: list[Event] = []
+    return study, store, run_study(study, store, report=events.append, threads=1), events
+
+
+Finished = tuple[Study, Store, Results, list[Event]]
+
+
+def test_every_cell_is_scored_once(finished: Finished) -> None:
+    study, _, results, _ = finished
+    assert results.missing == []
+    assert len(results.cells) == 1 + 3 * 2 + 4 * 2
+    assert results.scores_taken == len(results.cells)
+    assert [c.row for c in results.cells[:2]] == ["source", "tuned"]
+    assert all(0 <= c.accuracy <= 1 for c in results.cells)
+
+
+def test_a_second_run_computes_nothing(finished: Finished, tmp_path: Path) -> None:
+    study, store, results, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in store.root.rglob("*")}
+    events: list[Event] = []
+    again = run_study(study, store, report=events.append)
+    assert [type(e) for e in events] == [PlanReady, StudyDone]
+    assert {path: path.stat().st_mtime_ns for path in store.root.rglob("*")} == before
+    assert csv(again, tmp_path / "a") == csv(results, tmp_path / "b")
+
+
+def test_the_csv_names_what_determined_it_and_nothing_else(finished: Finished, tmp_path: Path) -> None:
+    text = csv(finished[2], tmp_path)
+    assert text.splitlines()[0].startswith("row,seed,accuracy,test_images,chance,validation_accuracy")
+    assert "seconds" not in text
+    assert len(text.splitlines()) == 1 + len(finished[2].cells)
+
+
+def test_results_survive_json(finished: Finished, tmp_path: Path) -> None:
+    finished[2].to_json(tmp_path / "results.json")
+    back = Results.from_json(tmp_path / "results.json")
+    assert back.rows == finished[2].rows
+    assert back.cells[0].confusion == finished[2].cells[0].confusion
+
+
+def test_a_frozen_trunk_sees_each_image_once(finished: Finished) -> None:
+    """Two cuts and another row's third, two budgets, two seeds, two recipes: one pass over train, one over test."""
+    _, store, _, events = finished
+    passes = [e for e in events if isinstance(e, StepStarted) and e.stage == "features"]
+    assert len(passes) == 2
+    tables: dict[tuple[str, str], list[int]] = {}
+    for key in store.keys():
+        artifact = store.read(key)
+        if artifact.spec["stage"] == "features":
+            table = tables.setdefault((artifact.spec["cut"], artifact.spec["split"]), [])
+            table += artifact.values["positions"]
+    assert len(tables) == 3 * 2
+    assert all(len(set(positions)) == len(positions) for positions in tables.values())
+
+
+def test_frozen_trunks_are_bit_identical_after_training(finished: Finished) -> None:
+    _, store, results, _ = finished
+    for cell in results.cells:
+        trunk = store.read(cell.key).values["trunk_sha256"]
+        assert len(trunk["before"]) == 64
+        assert (trunk["before"] == trunk["after"]) == (cell.method == "frozen")
+
+
+def test_the_scored_recipe_is_the_best_on_validation(finished: Finished) -> None:
+    study, store, results, _ = finished
+    keys = Keys(plan(study), store, offline=True)
+    for cell in results.cells:
+        rivals = [keys.fitted(run).values["validation_accuracy"] for run in keys.by_cell[cell.row, cell.seed]]
+        assert cell.validation_accuracy == max(rivals)
+
+
+def test_predictions_agree_with_the_score(finished: Finished) -> None:
+    study, store, results, _ = finished
+    keys = Keys(plan(study), store, offline=True)
+    for cell in results.cells[:3]:
+        score = store.read(keys.score_key(keys.chosen((cell.row, cell.seed))))
+        confusion = np.asarray(score.values["confusion"])
+        assert np.trace(confusion) / confusion.sum() == pytest.approx(cell.accuracy)
+        assert float(score.tensors()["correct"].double().mean()) == pytest.approx(cell.accuracy)
+
+
+def test_a_head_on_cached_features_is_the_head_on_the_live_trunk(finished: Finished, tmp_path: Path) -> None:
+    study, store, _, _ = finished
+    run = next(r for r in plan(study) if r.row == "steps")
+    bench = Bench(Setting(str(store.root), tuple(plan(study)), "cpu", 1))
+    cached = _fit_head(run, bench, Scratch(tmp_path / "a"), lambda done, message: None)
+    live = _fit_network(run, bench, Scratch(tmp_path / "b"), lambda done, message: None)
+    assert live.values["trunk_sha256"]["before"] == live.values["trunk_sha256"]["after"]
+    for name in ("weight", "bias"):
+        a = next(t for k, t in cached.tensors.items() if k.endswith(name))
+        b = next(t for k, t in live.tensors.items() if k.startswith("head/") and k.endswith(name))
+        assert torch.allclose(a, b, atol=1e-4), (a - b).abs().max()
+
+
+def test_processes_give_what_serial_gives(finished: Finished, tmp_path: Path) -> None:
+    study, _, serial, _ = finished
+    events: list[Event] = []
+    other = Store(tmp_path / "other")
+    results = run_study(study, other, Processes(2), report=events.append, threads=1)
+    assert csv(results, tmp_path / "a") == csv(serial, tmp_path / "b")
+    assert any(isinstance(e, StepDone) for e in events)
+
+
+def test_keys_follow_what_determines_a_result_and_nothing_else(store: Store) -> None:
+    def keys_of(**changes: Any) -> dict[tuple[str, int, str], str]:
+        runs = plan(Study.from_dict(small_study(**changes)))
+        keys = Keys(runs, store, offline=True)
+        return {(r.row, r.seed, r.recipe_name): keys.fit_key(r) for r in runs if r.row in ("source", "tuned", "scratch")}
+
+    base = keys_of()
+    assert keys_of(question="another", study="renamed") == base
+    study = small_study()
+    for field, value in {"lr": 0.04, "epochs": 4, "augment": "flip", "weight_decay": 0.0, "keep": "best"}.items():
+        recipes = {**study["recipes"], "fast": {**study["recipes"]["fast"], field: value}}
+        assert not set(keys_of(recipes=recipes).values()) & set(base.values()), field
+    sources = {**study["sources"], "random": {**study["sources"]["random"], "image_size": 24}}
+    assert not set(keys_of(sources=sources).values()) & set(base.values())
+    targets = {**study["targets"], "few": {**study["targets"]["few"], "per_class": 11}}
+    changed = keys_of(targets=targets)
+    assert changed["source", 0, "fast"] == base["source", 0, "fast"]
+    assert changed["tuned", 0, "fast"] != base["tuned", 0, "fast"]
+
+
+def test_renamed_rows_and_sources_find_their_results(finished: Finished) -> None:
+    """Names are for people: what a result is called is no part of its key."""
+    study, store, results, _ = finished
+    text = study.to_yaml().replace("source: random", "source: chance").replace("  random:", "  chance:")
+    data = small_study()
+    data["sources"]["chance"] = data["sources"].pop("random")
+    for row in data["rows"]:
+        row["source"] = "chance" if row["source"] == "random" else row["source"]
+        row["name"] = row["name"].replace("scratch", "from scratch")
+    assert "chance" in text
+    again = read_results(Study.from_dict(data), store)
+    assert [c.accuracy for c in again.cells] == [c.accuracy for c in results.cells]
+
+
+def test_waves_put_a_source_before_its_heirs(study: Study) -> None:
+    runs = plan(study)
+    seen: set[str] = set()
+    for wave in waves(runs):
+        assert all(run.source.run is None or run.source.run in seen for run in wave)
+        seen |= {run.row for run in wave}
+
+
+def test_the_plan_counts_what_is_there(finished: Finished, tmp_path: Path) -> None:
+    study, store, _, _ = finished
+    fresh, done = estimate(study, Store(tmp_path)), estimate(study, store)
+    steps = {s.stage: (s.count, s.cached) for s in done.steps}
+    assert steps["fit"] == (23, 23)
+    assert steps["score"] == (15, 15)
+    assert done.flops == pytest.approx(0.0)
+    assert fresh.images > 0
+    assert fresh.images < fresh.images_unshared
+    assert [s.cached for s in fresh.steps] == [0, 0, 0]
+    assert any("source" in line for line in fresh.lines())
+
+
+def test_prune_keeps_what_a_study_needs_and_removes_the_rest(finished: Finished, tmp_path: Path) -> None:
+    study, store, _, _ = finished
+    assert prune(store, [study], dry_run=True) == []
+    smaller = Study.from_dict(small_study(grid=[]))
+    doomed = prune(store, [smaller], dry_run=True)
+    assert doomed
+    assert read_results(study, store).missing == []
+    kept = {key for key, _, _ in doomed}.isdisjoint(c.key for c in read_results(smaller, store).cells)
+    assert kept
+
+
+def test_a_damaged_feature_table_is_mended(finished: Finished, tmp_path: Path) -> None:
+    import shutil
+
+    study, store, results, _ = finished
+    copy = Store(shutil.copytree(store.root, tmp_path / "copy"))
+    for key in copy.keys():
+        artifact = copy.read(key)
+        stage = artifact.spec["stage"]
+        if stage == "features":
+            data = artifact.path / "data.safetensors"
+            data.write_bytes(data.read_bytes()[:-4] + b"\0\0\0\1")
+        elif artifact.spec.get("method") == "frozen" or stage == "score":
+            shutil.rmtree(artifact.path)
+    again = run_study(study, copy, threads=1)
+    assert csv(again, tmp_path / "a") == csv(results, tmp_path / "b")
+    assert list((copy.root / "damaged").iterdir())
+
+
+def test_rows_without_data_are_missing_with_the_reason_and_the_others_are_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REGRAFT_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("REGRAFT_DATA", raising=False)
+    data = small_study(grid=[], rows=small_study()["rows"][:1])
+    data["targets"]["away"] = {"data": "cifar10", "per_class": 5}
+    data["rows"] += [
+        {"name": "no data", "source": "random", "target": "away", "recipe": "fast", "seeds": [0]},
+        {"name": "its heir", "source": "orphan", "target": "few", "recipe": "fast", "seeds": [0]},
+    ]
+    data["sources"]["orphan"] = {"run": "no data"}
+    results = run_study(Study.from_dict(data), Store(tmp_path / "store"), threads=1, offline=True)
+    assert [c.row for c in results.cells] == ["source"]
+    reasons = {m.row: m.reason for m in results.missing}
+    assert "cifar10" in reasons["no data"]
+    assert "source" in reasons["its heir"]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"rows": [{"name": "a", "source": "random", "cut": "layer9", "target": "few", "recipe": "fast"}]}, UnknownCut, "regraft cuts"),
+        ({"rows": [{"name": "a", "source": "random", "target": "huge", "recipe": "fast"}]}, TooFewImages, "at most"),
+        ({"rows": [{"name": "a", "source": "random", "target": "few", "recipe": "weak"}]}, StudyError, "lbfgs"),
+        ({"rows": [{"name": "a", "source": "random", "target": "odd", "recipe": "fast"}]}, StudyError, "no class 'seven'"),
+    ],
+)  # fmt: skip
+def test_what_would_fail_later_is_refused_before_anything_starts(
+    change: dict[str, Any], error: type[StudyError], words: str, store: Store
+) -> None:
+    data = small_study(grid=[], **change)
+    data["sources"].pop("trained")
+    data["targets"]["huge"] = {"data": "digits", "per_class": 500}
+    data["targets"]["odd"] = {"data": "digits", "classes": ["seven", "5"]}
+    with pytest.raises(error, match=words):
+        run_study(Study.from_dict(data), store)
+    assert store.keys() == []
+
+
+def test_a_cut_beyond_what_the_source_kept_is_refused(store: Store) -> None:
+    data = small_study(grid=[])
+    data["rows"][0]["cut"] = "layer2"
+    data["rows"][1]["cut"] = "layer3"
+    with pytest.raises(UnknownCut, match="layer3"):
+        run_study(Study.from_dict(data), store)
+
+
+def test_the_rest_of_the_network_is_grafted_and_can_be_cut_again(store: Store) -> None:
+    data = small_study(grid=[])
+    data["rows"] = [
+        {**data["rows"][0], "name": "source", "cut": "layer1", "head": "rest"},
+        {"name": "heir", "source": "trained", "cut": "layer3", "method": "frozen", "head": "rest", "target": "few",
+         "recipe": "fast", "seeds": [0]},
+        {"name": "mlp", "source": "trained", "cut": "layer3", "method": "frozen", "target": "few",
+         "head": {"kind": "mlp", "hidden": 8}, "recipe": "steps", "seeds": [0]},
+    ]  # fmt: skip
+    results = run_study(Study.from_dict(data), store, threads=1)
+    assert [c.row for c in results.cells] == ["source", "heir", "mlp"]
+    assert results.missing == []
+
+
+def test_a_damaged_score_is_scored_again(store: Store) -> None:
+    study = Study.from_dict(small_study(grid=[], rows=small_study()["rows"][:1]))
+    study_sources = small_study()["sources"]
+    assert "random" in study_sources
+    first = run_study(study, store, threads=1)
+    keys = Keys(plan(study), store, offline=True)
+    path = store.path(keys.score_key(plan(study)[0]))
+    (path / "values.json").write_text("{}")
+    again = run_study(study, store, threads=1)
+    assert again.cells[0].accuracy == first.cells[0].accuracy
+    assert key_of(keys.score(plan(study)[0])) in store.keys()
+
+
+def csv(results: Results, folder: Path) -> str:
+    return results.to_csv(folder / "results.csv").read_text()

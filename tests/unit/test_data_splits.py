@@ -1,0 +1,145 @@
+"""A test split's labels never leave; classes and parts keep images and labels together."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from regraft.data import Dataset, Split, TestSplit
+from regraft.errors import Diverged, StudyError, TestLabelsClosed, TooFewImages, UnknownName
+
+CLASSES = ("ant", "bee", "cow")
+LABELS = np.array([2, 0, 1, 1, 0, 2, 2, 0, 1, 2], np.int64)
+
+
+def marked_images(n: int) -> NDArray[Any]:
+    """(n, 2, 2, 1) images that carry their position."""
+    return np.arange(n, dtype=np.uint8).reshape(n, 1, 1, 1).repeat(2, 1).repeat(2, 2)
+
+
+def a_test_split() -> TestSplit:
+    return TestSplit(marked_images(10), LABELS, CLASSES)
+
+
+def a_dataset() -> Dataset:
+    train = Split(marked_images(12), np.arange(12) % 3, CLASSES)
+    return Dataset("small", train, a_test_split(), None, digest="d", image_size=2)
+
+
+def perfect_logits(labels: NDArray[Any] = LABELS, classes: int = 3) -> NDArray[Any]:
+    logits: NDArray[Any] = np.eye(classes)[labels]
+    return logits
+
+
+def test_no_public_name_of_a_test_split_leads_to_its_labels() -> None:
+    test = a_test_split()
+    for name in dir(test):
+        if name.startswith("_"):
+            continue
+        value = getattr(test, name)
+        assert not (isinstance(value, np.ndarray) and np.array_equal(value, LABELS)), name
+    assert not hasattr(test, "labels")
+    assert not hasattr(test, "__dict__")
+    assert repr(test) == "<TestSplit: 10 images, 3 classes, 0 scores taken>"
+
+
+@pytest.mark.parametrize("leave", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_test_split_is_neither_copied_nor_pickled(leave: object) -> None:
+    with pytest.raises(TestLabelsClosed, match="not copied or pickled"):
+        leave(a_test_split())  # type: ignore[operator]
+
+
+def test_a_score_counts_what_is_right() -> None:
+    logits = perfect_logits()
+    logits[0] = [0, 5, 0]  # a cow taken for a bee
+    score = a_test_split().score(logits, run="a")
+    assert score.accuracy == 0.9
+    assert score.n == 10
+    assert score.correct.tolist() == [False] + [True] * 9
+    assert score.confusion.tolist() == [[3, 0, 0], [0, 3, 0], [0, 1, 3]]
+
+
+def test_a_run_is_scored_once() -> None:
+    test = a_test_split()
+    test.score(perfect_logits(), run="a")
+    test.score(perfect_logits(), run="b")
+    with pytest.raises(TestLabelsClosed, match="run 'a' was scored"):
+        test.score(perfect_logits(), run="a")
+    assert test.scored == 2
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_no_numbers_are_refused_before_a_label_is_read(bad: float) -> None:
+    test = a_test_split()
+    logits = perfect_logits()
+    logits[3, 1] = bad
+    with pytest.raises(Diverged, match="1 of 10 test images"):
+        test.score(logits, run="a")
+    assert test.scored == 0
+
+
+def test_logits_of_another_shape_are_refused() -> None:
+    with pytest.raises(Diverged, match=r"\(10, 4\).*\(10, 3\)"):
+        a_test_split().score(np.zeros((10, 4)), run="a")
+
+
+def test_a_part_of_the_test_split_is_stratified_repeatable_and_nested() -> None:
+    labels = np.repeat(np.arange(4), [40, 40, 40, 80])
+    test = TestSplit(np.zeros((200, 2, 2, 1), np.uint8), labels, tuple("abcd"))
+    small, large = test.limited(20, seed=1), test.limited(100, seed=1)
+    assert np.bincount(labels[small.indices]).tolist() == [4, 4, 4, 8]
+    assert set(small.indices) <= set(large.indices)
+    assert np.array_equal(small.indices, test.limited(20, seed=1).indices)
+    assert not np.array_equal(small.indices, test.limited(20, seed=2).indices)
+
+
+def test_a_part_keeps_images_labels_and_positions_together() -> None:
+    part = a_test_split().limited(7, seed=0)
+    assert np.array_equal(part.images[:, 0, 0, 0], part.indices)
+    assert part.score(perfect_logits(LABELS[part.indices]), run="a").accuracy == 1.0
+    again = part.limited(4, seed=5)
+    assert np.array_equal(again.images[:, 0, 0, 0], again.indices)
+
+
+def test_more_test_images_than_there_are_is_refused() -> None:
+    with pytest.raises(TooFewImages, match="11 test images"):
+        a_test_split().limited(11, seed=0)
+
+
+def test_chosen_classes_are_labelled_in_the_given_order() -> None:
+    chosen = a_dataset().with_classes(("cow", "ant"))
+    assert chosen.classes == chosen.test.classes == ("cow", "ant")
+    assert chosen.train_indices.tolist() == [0, 2, 3, 5, 6, 8, 9, 11]
+    assert np.array_equal(chosen.train.images[:, 0, 0, 0], chosen.train_indices)
+    assert chosen.train.labels.tolist() == [1, 0] * 4  # ant was 0, cow was 2
+    new = np.array([1, -1, 0])[LABELS[chosen.test.indices]]
+    assert chosen.test.score(perfect_logits(new, 2), run="a").accuracy == 1.0
+
+
+def test_chosen_classes_have_their_own_digest() -> None:
+    digests = {a_dataset().digest} | {
+        a_dataset().with_classes(names).digest for names in (("ant", "bee"), ("bee", "ant"), CLASSES)
+    }
+    assert len(digests) == 4
+
+
+def test_positions_lead_to_the_whole_split_after_two_choices() -> None:
+    twice = a_dataset().with_classes(("cow", "bee", "ant")).with_classes(("bee", "cow"))
+    assert np.array_equal(twice.train.images[:, 0, 0, 0], twice.train_indices)
+    assert np.array_equal(twice.test.images[:, 0, 0, 0], twice.test.indices)
+
+
+def test_an_unknown_class_is_refused_with_the_nearest() -> None:
+    with pytest.raises(UnknownName, match="no class 'cows'; did you mean 'cow'"):
+        a_dataset().with_classes(("ant", "cows"))
+
+
+@pytest.mark.parametrize("names", [("ant",), ("ant", "ant")])
+def test_fewer_than_two_classes_are_refused(names: tuple[str, ...]) -> None:
+    with pytest.raises(StudyError, match="two or more different"):
+        a_dataset().with_classes(names)
