@@ -59,15 +59,11 @@ def _command(path: str, function: Callable[..., Any], tail: str = "") -> str:
             rows.append((" ".join(f"`{name}`" for name in names), meaning, default))
         else:
             name = str(info.metavar)
-            usage.append(
-                name if parameter.default is parameter.empty or name.startswith("[") else f"[{name}]"
-            )
+            usage.append(name if parameter.default is parameter.empty or name.startswith("[") else f"[{name}]")
             rows.append((f"`{name.strip('[].')}`", meaning, default))
     lines = [f"## {path}\n", "```", " ".join([*usage, *([tail] if tail else [])]), "```"]
     lines += [inspect.cleandoc(function.__doc__ or ""), ""]
-    return "\n".join(
-        [*lines, *([_table(("argument or option", "meaning", "default"), rows), ""] if rows else [])]
-    )
+    return "\n".join([*lines, *([_table(("argument or option", "meaning", "default"), rows), ""] if rows else [])])
 
 
 def _in_brackets(words: list[str]) -> str:
@@ -107,9 +103,7 @@ def _type(field: Mapping[str, Any]) -> str:
     if field.get("type") == "array":
         item = field.get("items") or (field.get("prefixItems") or [{}])[0]
         count = (
-            f"{field['maxItems']} "
-            if field.get("maxItems") == field.get("minItems") and "maxItems" in field
-            else ""
+            f"{field['maxItems']} " if field.get("maxItems") == field.get("minItems") and "maxItems" in field else ""
         )
         return f"list of {count}{_type(item)}"
     if field.get("type") == "object":

@@ -41,9 +41,7 @@ def _record(path: Path) -> str:
         images = f"{row.train_images:,}" if row.train_images is not None else ""
         original = [percent(row.original)] if with_original else []
         lines.append([row.name, images, accuracy, str(row.n), *original])
-    table = "\n".join(
-        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines
-    )
+    table = "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
     return f"**{results.study.study}**: {results.study.question}\n\n{table}\n\n{_where(results, path)}"
 
 

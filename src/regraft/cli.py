@@ -25,9 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data_app = typer.Typer(
-    help="The image data sets: what there is, fetch one, look at one.", no_args_is_help=True
-)
+data_app = typer.Typer(help="The image data sets: what there is, fetch one, look at one.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 
@@ -46,9 +44,7 @@ def _complete_study(incomplete: str) -> list[str]:
 
 StudyName = Annotated[
     str,
-    typer.Argument(
-        metavar="STUDY", help="a study file (YAML) or a preset's name", autocompletion=_complete_study
-    ),
+    typer.Argument(metavar="STUDY", help="a study file (YAML) or a preset's name", autocompletion=_complete_study),
 ]
 StoreFolder = Annotated[
     Path | None, typer.Option("--store", help="folder of the results store; default: the user's cache folder")
@@ -98,21 +94,15 @@ def run(
         Path | None, typer.Option(help="folder for table, figures and report; default: regraft-STUDY")
     ] = None,
     store: StoreFolder = None,
-    device: Annotated[
-        Device, typer.Option(help="where to compute; auto: cuda, else mps, else cpu")
-    ] = Device.auto,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads; default: the physical cores")
-    ] = None,
+    device: Annotated[Device, typer.Option(help="where to compute; auto: cuda, else mps, else cpu")] = Device.auto,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: the physical cores")] = None,
     executor: Annotated[
         ExecutorName, typer.Option(help="processes: several runs at once on this machine")
     ] = ExecutorName.serial,
     workers: Annotated[int, typer.Option(min=1, help="how many, with --executor processes")] = 2,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress, no table")] = False,
     as_json: AsJson = False,
-    offline: Annotated[
-        bool, typer.Option("--offline", help="use only data and weights already here")
-    ] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="use only data and weights already here")] = False,
     minutes: Annotated[
         float | None, typer.Option(min=0.01, help="stop after so many minutes; run again to go on")
     ] = None,
@@ -172,9 +162,7 @@ def show(
 def prune(
     studies: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[STUDY]...", help="studies to keep everything of", autocompletion=_complete_study
-        ),
+        typer.Argument(metavar="[STUDY]...", help="studies to keep everything of", autocompletion=_complete_study),
     ] = None,
     store: StoreFolder = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would be removed")] = False,
@@ -184,9 +172,7 @@ def prune(
     from regraft import cli_text
     from regraft.study.prune import prune as prune_store
 
-    cli_text.show(
-        cli_text.pruned_table(prune_store(_open_store(store), keep, dry_run=dry_run), dry_run=dry_run)
-    )
+    cli_text.show(cli_text.pruned_table(prune_store(_open_store(store), keep, dry_run=dry_run), dry_run=dry_run))
 
 
 @app.command()

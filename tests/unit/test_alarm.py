@@ -38,9 +38,7 @@ def test_chance_is_an_exact_binomial_test() -> None:
     [(0.10, 10_000, True), (0.106, 10_000, True), (0.108, 10_000, False), (0.05, 10_000, True),
      (0.12, 100, True), (0.20, 100, False)],
 )  # fmt: skip
-def test_an_accuracy_not_clearly_above_chance_raises_chance(
-    accuracy: float, test_images: int, raised: bool
-) -> None:
+def test_an_accuracy_not_clearly_above_chance_raises_chance(accuracy: float, test_images: int, raised: bool) -> None:
     broken = cell(accuracy=accuracy, test_images=test_images, train_accuracy=None, curve=[])
     assert kinds(broken) == (["chance"] if raised else [])
 
@@ -102,10 +100,7 @@ def test_reasons_of_a_partly_scored_row_name_their_seeds() -> None:
 def test_the_answer_compares_transfer_with_scratch_by_the_paired_interval() -> None:
     sentences = answer(seven_rows())
     assert sentences[0].startswith("On cifar10-50 (50 per class), “6 ImageNet, 50 per class” reaches 91.5 %")
-    assert (
-        "+32.8 points [+29.1, +36.6] (95 % paired t, n = 3 seeds), more than the seeds explain"
-        in sentences[0]
-    )
+    assert "+32.8 points [+29.1, +36.6] (95 % paired t, n = 3 seeds), more than the seeds explain" in sentences[0]
     assert sentences[1] == "6 of the 6 rows with a figure in the original study reach it (mean over seeds)."
     assert sentences[2].startswith("1 of 8 rows raised an alarm")
 

@@ -76,9 +76,7 @@ def test_pickle_is_met_in_the_restricted_reader_of_archives_only() -> None:
         for node in ast.walk(tree(path)):
             if isinstance(node, ast.Import):
                 found = {alias.name.split(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and {alias.name for alias in node.names} != {
-                "UnpicklingError"
-            }:
+            elif isinstance(node, ast.ImportFrom) and {alias.name for alias in node.names} != {"UnpicklingError"}:
                 found = {(node.module or "").split(".")[0]}  # the error alone is what torch.load may raise
             else:
                 continue

@@ -239,9 +239,7 @@ def test_doctor_names_versions_device_disk_and_folder(regraft: Call, home: Path)
 # --- a study, from plan to prune ----------------------------------------------------------------------------
 
 
-def test_a_study_is_planned_run_found_again_shown_and_pruned(
-    regraft: Call, tiny: Path, tmp_path: Path
-) -> None:
+def test_a_study_is_planned_run_found_again_shown_and_pruned(regraft: Call, tiny: Path, tmp_path: Path) -> None:
     out_folder, store = tmp_path / "out", tmp_path / "store"
     code, out, _ = regraft("plan", tiny, "--store", store)
     assert code == 0
@@ -288,9 +286,7 @@ def test_a_study_is_planned_run_found_again_shown_and_pruned(
     assert not list(store.glob("objects/??/*"))
 
 
-def test_json_prints_one_object_a_line_and_the_results_last(
-    regraft: Call, tiny: Path, tmp_path: Path
-) -> None:
+def test_json_prints_one_object_a_line_and_the_results_last(regraft: Call, tiny: Path, tmp_path: Path) -> None:
     code, out, _ = regraft("run", tiny, "--out", tmp_path / "out", "--json", "--threads", "1")
     assert code == 0
     lines = [json.loads(line) for line in out.splitlines()]
@@ -299,9 +295,7 @@ def test_json_prints_one_object_a_line_and_the_results_last(
     assert lines[-1]["results"] == json.loads((tmp_path / "out" / "results.json").read_text())
 
 
-def test_rows_that_cannot_be_had_are_named_and_the_exit_code_is_3(
-    regraft: Call, tiny: Path, tmp_path: Path
-) -> None:
+def test_rows_that_cannot_be_had_are_named_and_the_exit_code_is_3(regraft: Call, tiny: Path, tmp_path: Path) -> None:
     tiny.write_text(
         TINY.replace("targets:", "targets:\n  away: {data: cifar10, per_class: 5}")
         + "  - {name: away, source: random, cut: layer1.0, method: frozen, target: away, recipe: probe}\n"
@@ -316,12 +310,8 @@ def test_rows_that_cannot_be_had_are_named_and_the_exit_code_is_3(
     assert {cell["row"] for cell in missing} == {"away"}
 
 
-def test_a_time_limit_stops_with_what_is_there_and_exit_code_3(
-    regraft: Call, tiny: Path, tmp_path: Path
-) -> None:
-    tiny.write_text(
-        TINY.replace("optimizer: lbfgs, epochs: 20", "epochs: 100000").replace("frozen", "finetune")
-    )
+def test_a_time_limit_stops_with_what_is_there_and_exit_code_3(regraft: Call, tiny: Path, tmp_path: Path) -> None:
+    tiny.write_text(TINY.replace("optimizer: lbfgs, epochs: 20", "epochs: 100000").replace("frozen", "finetune"))
     code, _, err = regraft("run", tiny, "--out", tmp_path / "out", "--minutes", "0.05", "--threads", "1")
     assert code == 3
     assert "missing: random features" in err
@@ -330,9 +320,7 @@ def test_a_time_limit_stops_with_what_is_there_and_exit_code_3(
 
 @pytest.mark.slow
 def test_ctrl_c_ends_with_130_and_says_how_to_go_on(tiny: Path, tmp_path: Path) -> None:
-    tiny.write_text(
-        TINY.replace("optimizer: lbfgs, epochs: 20", "epochs: 100000").replace("frozen", "finetune")
-    )
+    tiny.write_text(TINY.replace("optimizer: lbfgs, epochs: 20", "epochs: 100000").replace("frozen", "finetune"))
     for executor in ("serial", "processes"):
         words = ["run", str(tiny), "--store", str(tmp_path / executor), "--executor", executor]
         process = subprocess.Popen(

@@ -51,7 +51,7 @@ def test_plain_files_are_unpacked(tmp_path: Path, make: object) -> None:
     assert read_members(path, {"top/one.txt"}, 100) == {"top/one.txt": b"1"}
 
 
-OUTSIDE = ["../evil", "/tmp/evil", "a/../../evil", "a/./../..//evil", "..\\evil", "C:evil", "a\nb", "a/../b"]
+OUTSIDE = ["../evil", "/evil", "a/../../evil", "a/./../..//evil", "..\\evil", "C:evil", "a\nb", "a/../b"]
 
 
 @pytest.mark.parametrize("make", [tar_of, zip_of])
@@ -192,9 +192,7 @@ def test_only_arrays_of_bytes_can_be_built(data: bytes) -> None:
         read_cifar_pickle(data)
 
 
-@pytest.mark.parametrize(
-    "data", [b"", b"hello", b"\x80\x02}q\x00", b"\x80\x02]q\x00.", b"r\xff\xff\xff\xff."]
-)
+@pytest.mark.parametrize("data", [b"", b"hello", b"\x80\x02}q\x00", b"\x80\x02]q\x00.", b"r\xff\xff\xff\xff."])
 def test_damaged_pickles_are_refused(data: bytes) -> None:
     with pytest.raises(DataDamaged):
         read_cifar_pickle(data)

@@ -21,6 +21,11 @@ from regraft.errors import DataDamaged, DataUnavailable, StudyError, UnknownName
 PINNED = ("digits", "cifar10", "cifar100", "mnist", "fashion-mnist")
 
 
+@pytest.fixture(autouse=True)
+def no_data_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("REGRAFT_DATA", raising=False)
+
+
 @pytest.fixture(scope="module")
 def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("home")
@@ -122,9 +127,7 @@ def test_arrays_of_another_shape_are_refused_on_opening(tmp_path: Path) -> None:
 
 def test_objects_in_an_array_file_are_not_loaded(tmp_path: Path) -> None:
     load_dataset("digits", home=tmp_path)
-    np.save(
-        tmp_path / "data" / "digits" / "train_labels.npy", np.array([{}] * 1442, object), allow_pickle=True
-    )
+    np.save(tmp_path / "data" / "digits" / "train_labels.npy", np.array([{}] * 1442, object), allow_pickle=True)
     with pytest.raises(DataDamaged, match="cannot be read"):
         load_dataset("digits", home=tmp_path)
 
@@ -186,8 +189,9 @@ def test_the_home_folder_is_named_by_the_environment(monkeypatch: pytest.MonkeyP
 
 def test_naming_data_sets_imports_neither_torch_nor_scikit_learn() -> None:
     code = (
-        "import sys; from regraft.data import dataset_info, dataset_names; dataset_names(); "
-        "dataset_info('cifar10'); print([m for m in ('torch', 'torchvision', 'sklearn', 'pydantic') if m in sys.modules])"
+        "import sys; from regraft.data import dataset_info, dataset_names; "
+        "[dataset_info(n) for n in dataset_names()]; "
+        "print([m for m in ('torch', 'torchvision', 'sklearn', 'pydantic') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -226,9 +230,7 @@ def test_a_torchvision_set_is_converted_through_torchvision(tmp_path: Path) -> N
     for label in range(2):
         (root / "GTSRB" / "Training" / f"0000{label}").mkdir(parents=True)
         for i in range(2):
-            Image.new("RGB", (30 + i, 20), (0, 200 * label, 0)).save(
-                root / f"GTSRB/Training/0000{label}/{i}.ppm"
-            )
+            Image.new("RGB", (30 + i, 20), (0, 200 * label, 0)).save(root / f"GTSRB/Training/0000{label}/{i}.ppm")
         Image.new("RGB", (25, 25), (0, 200 * label, 0)).save(images / f"{label}.ppm")
     (root / "GT-final_test.csv").write_text("Filename;ClassId\n0.ppm;0\n1.ppm;1\n")
     data = load_dataset("gtsrb", 16, tmp_path / "home", source_dir=tmp_path / "put")

@@ -31,8 +31,7 @@ from regraft.errors import DataDamaged, DataUnavailable
 def small_content() -> Content:
     rng = np.random.default_rng(0)
     parts = [
-        Arrays(rng.integers(0, 256, (n, 4, 4, 1), dtype=np.uint8), np.arange(n, dtype=np.int64) % 2)
-        for n in (10, 6)
+        Arrays(rng.integers(0, 256, (n, 4, 4, 1), dtype=np.uint8), np.arange(n, dtype=np.int64) % 2) for n in (10, 6)
     ]
     return Content(*parts)
 
@@ -91,6 +90,11 @@ def write(folder: Path, files: dict[str, bytes]) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def no_data_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("REGRAFT_DATA", raising=False)
+
+
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[str]:
     """An original host on this machine that serves tmp_path/host."""
@@ -129,9 +133,7 @@ def test_an_archive_that_is_here_is_read_without_unpacking(tmp_path: Path) -> No
     assert os.listdir(put) == ["small.tgz"]
 
 
-def test_the_data_folder_of_the_environment_is_searched(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_data_folder_of_the_environment_is_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REGRAFT_DATA", str(write(tmp_path / "put", FILES)))
     assert same(read_published("small", SMALL, tmp_path / "home", offline=True)[0])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -49,8 +50,7 @@ def test_a_folder_of_class_folders_is_read(colours: Path, home: Path) -> None:
     for image, label in zip(data.train.images, data.train.labels, strict=True):
         assert (image[4, 4] == COLOURS[data.classes[label]]).all()
     true = [
-        next(i for i, c in enumerate(data.classes) if (image[4, 4] == COLOURS[c]).all())
-        for image in data.test.images
+        next(i for i, c in enumerate(data.classes) if (image[4, 4] == COLOURS[c]).all()) for image in data.test.images
     ]
     assert data.test.score(np.eye(3)[true], run="a").accuracy == 1.0
 
@@ -168,6 +168,11 @@ def test_a_folder_that_is_no_data_set_is_refused(
         list_folder(draw(tmp_path / "p", counts))
 
 
+def test_a_folder_one_level_too_high_is_refused_with_the_right_one(colours: Path) -> None:
+    with pytest.raises(StudyError, match=f"Did you mean folder:{re.escape(str(colours))}"):
+        list_folder(colours.parent)
+
+
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataUnavailable, match="there is no folder"):
         dataset_info(f"folder:{tmp_path / 'nowhere'}", tmp_path)
@@ -176,9 +181,7 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("parts", "match"), [(("test",), "needs exactly one train"), (("train", "val", "valid"), "at most one")]
 )
-def test_parts_that_cannot_be_told_apart_are_refused(
-    tmp_path: Path, parts: tuple[str, ...], match: str
-) -> None:
+def test_parts_that_cannot_be_told_apart_are_refused(tmp_path: Path, parts: tuple[str, ...], match: str) -> None:
     for part in parts:
         draw(tmp_path / part, {"red": 3, "blue": 3})
     with pytest.raises(StudyError, match=match):
@@ -210,9 +213,7 @@ def test_the_digest_changes_with_one_byte_of_one_picture(colours: Path, home: Pa
     assert len(digests) == 2
 
 
-def test_the_digest_depends_on_size_names_and_parts_but_not_on_the_place(
-    colours: Path, tmp_path: Path
-) -> None:
+def test_the_digest_depends_on_size_names_and_parts_but_not_on_the_place(colours: Path, tmp_path: Path) -> None:
     digest = dataset_digest(f"folder:{colours}", 8, tmp_path / "h")
     copied = shutil.copytree(colours, tmp_path / "elsewhere")
     assert dataset_digest(f"folder:{copied}", 8, tmp_path / "other-home") == digest
@@ -253,9 +254,7 @@ def test_info_of_a_decoded_folder_counts_readable_pictures(
     assert info.test_images == len(data.test)
 
 
-def test_a_decoded_folder_is_opened_again_without_its_pictures_being_decoded(
-    colours: Path, home: Path
-) -> None:
+def test_a_decoded_folder_is_opened_again_without_its_pictures_being_decoded(colours: Path, home: Path) -> None:
     reports: list[tuple[int, int | None]] = []
     for _ in range(2):
         load_dataset(f"folder:{colours}", 8, home, report=lambda done, total: reports.append((done, total)))

@@ -42,9 +42,7 @@ def test_a_picture_becomes_its_centred_square() -> None:
     assert close(square[10, 17], BLUE)
 
 
-@pytest.mark.parametrize(
-    ("orientation", "red_corner"), [(1, (2, 2)), (2, (2, 17)), (3, (17, 17)), (6, (2, 17))]
-)
+@pytest.mark.parametrize(("orientation", "red_corner"), [(1, (2, 2)), (2, (2, 17)), (3, (17, 17)), (6, (2, 17))])
 def test_a_camera_s_orientation_is_applied(orientation: int, red_corner: tuple[int, int]) -> None:
     picture = Image.new("RGB", (64, 64), BLUE)
     picture.paste(RED, (0, 0, 32, 32))
@@ -55,9 +53,7 @@ def test_a_camera_s_orientation_is_applied(orientation: int, red_corner: tuple[i
 
 
 def test_damaged_exif_beside_an_intact_picture_does_not_matter() -> None:
-    file = encoded(
-        half_red_half_blue(), "JPEG", exif=b"Exif\x00\x00MM\x00\x2a\xff\xff\xff\xff\x00\x01", quality=95
-    )
+    file = encoded(half_red_half_blue(), "JPEG", exif=b"Exif\x00\x00MM\x00\x2a\xff\xff\xff\xff\x00\x01", quality=95)
     assert close(decode_picture(file, 20)[10, 2], RED, tolerance=40)
 
 
@@ -125,12 +121,7 @@ def png_that_claims(width: int, height: int) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(b""))
-        + chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize("side", [10_000, 60_000])

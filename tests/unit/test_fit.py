@@ -69,9 +69,7 @@ def test_training_learns() -> None:
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("keep", ["last", "best"])
-def test_resumed_is_bit_equal_to_uninterrupted(
-    optimizer: str, keep: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resumed_is_bit_equal_to_uninterrupted(optimizer: str, keep: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("regraft.learn.fit.CHECKPOINT_SECONDS", 0.0)
     recipe = Recipe(epochs=6, batch_size=16, lr=0.01, optimizer=optimizer, keep=keep, augment="crop-flip")  # type: ignore[arg-type]
     whole = train(recipe)
@@ -99,9 +97,10 @@ def test_keep_best_keeps_the_epoch_best_on_validation() -> None:
 
 
 def test_a_diverging_learning_rate_is_named() -> None:
+    recipe = Recipe(epochs=200, lr=1000, momentum=0.99, weight_decay=100, schedule="constant")
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
     with pytest.raises(Diverged, match="learning rate"):
-        fit(nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), squares(20), None,
-            Recipe(epochs=200, lr=1000, momentum=0.99, weight_decay=100, schedule="constant"), seed=0, device=CPU)  # fmt: skip
+        fit(model, squares(20), None, recipe, seed=0, device=CPU)
 
 
 def test_out_of_memory_halves_the_batch_accumulates_and_says_so() -> None:

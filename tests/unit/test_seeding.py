@@ -20,9 +20,7 @@ def test_a_stream_depends_on_seed_name_and_path_alone() -> None:
 
 
 def test_streams_of_different_seed_name_or_path_differ() -> None:
-    keys = [
-        (seed, name, *path) for seed in (0, 1, 2**31) for name in NAMES for path in ((), (0,), (1,), (0, 0))
-    ]
+    keys = [(seed, name, *path) for seed in (0, 1, 2**31) for name in NAMES for path in ((), (0,), (1,), (0, 0))]
     firsts = {tuple(stream(*key).integers(2**63, size=2).tolist()) for key in keys}
     seeds = {derive(*key) for key in keys}
     assert len(firsts) == len(seeds) == len(keys)

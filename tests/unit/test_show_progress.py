@@ -106,9 +106,7 @@ def test_what_was_fetched_before_the_plan_is_not_counted() -> None:
 
 
 def test_steps_that_overrun_their_estimate_do_not_pass_the_end() -> None:
-    tracker = tracked(
-        [PlanReady("s", 1, 0, cost=1.0), StepStarted("a", "fit", "x", 5.0), StepAdvanced("a", 2.0)]
-    )
+    tracker = tracked([PlanReady("s", 1, 0, cost=1.0), StepStarted("a", "fit", "x", 5.0), StepAdvanced("a", 2.0)])
     assert tracker.fraction == 1.0
     tracker.update(StepDone("a", cached=False, seconds=1.0))
     assert tracker.runs_done == 1

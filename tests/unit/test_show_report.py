@@ -104,9 +104,7 @@ def test_every_image_has_an_alternative_text() -> None:
 
 def test_hostile_names_stay_text() -> None:
     tags = page("hostile").tags
-    assert not [
-        a for tag, a in tags if tag == "img" and not (a["src"] or "").startswith("data:image/svg+xml")
-    ]
+    assert not [a for tag, a in tags if tag == "img" and not (a["src"] or "").startswith("data:image/svg+xml")]
     assert not [a for _, attributes in tags for a in attributes if a.startswith("on")]
     assert page("hostile").text.count(HOSTILE) > 10
     assert "\u202e" not in page("hostile").text

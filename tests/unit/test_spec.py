@@ -127,9 +127,7 @@ def test_a_source_that_is_its_own_source_is_refused_with_the_chain() -> None:
         ("study: \x00\n", "not valid YAML"),
     ],
 )
-def test_text_that_is_not_a_study_is_refused_with_the_file_and_the_reason(
-    tmp_path: Path, text: str, said: str
-) -> None:
+def test_text_that_is_not_a_study_is_refused_with_the_file_and_the_reason(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "wrong.yaml"
     path.write_text(text)
     with pytest.raises(StudyError) as caught:
@@ -179,9 +177,7 @@ def test_python_meets_the_same_checks_as_yaml() -> None:
 
 
 @pytest.mark.parametrize("name", presets())
-def test_every_preset_is_a_study_with_question_and_cost_and_survives_the_round_trip(
-    name: str, tmp_path: Path
-) -> None:
+def test_every_preset_is_a_study_with_question_and_cost_and_survives_the_round_trip(name: str, tmp_path: Path) -> None:
     study = Study.from_yaml(name)
     assert study.study == name
     assert study.question
@@ -234,9 +230,7 @@ def test_a_grid_whose_names_collide_or_cannot_be_filled_is_refused() -> None:
 
 def test_rows_and_grid_stand_side_by_side() -> None:
     data = copy.deepcopy(SMALL)
-    data["grid"] = [
-        {"source": "trained", "cut": ["layer1.1", "layer3.1"], "target": "few", "recipe": "short"}
-    ]
+    data["grid"] = [{"source": "trained", "cut": ["layer1.1", "layer3.1"], "target": "few", "recipe": "short"}]
     assert [row.name for row in Study.from_dict(data).all_rows()][:2] == ["first", "second"]
     assert len(Study.from_dict(data).all_rows()) == 4
 

@@ -77,9 +77,7 @@ def _findings(cell: Cell) -> list[tuple[str, dict[str, object]]]:
     if len(losses) >= 2 and losses[-1] > max(1.2 * losses[0], 1.2 * guess):
         found.append(("diverged", {"first": losses[0], "last": losses[-1], "recipe": cell.recipe}))
     elif len(losses) >= 3 and losses[-1] > 0.97 * losses[0] and losses[-1] > 0.9 * guess:
-        found.append(
-            ("flat", {"last": losses[-1], "epochs": len(losses), "classes": cell.classes, "guess": guess})
-        )
+        found.append(("flat", {"last": losses[-1], "epochs": len(losses), "classes": cell.classes, "guess": guess}))
     chance = 100 * cell.chance
     if (p := chance_p(cell.accuracy, cell.test_images, cell.chance)) > CHANCE_LEVEL:
         facts = {"accuracy": 100 * cell.accuracy, "test_images": cell.test_images, "chance": chance, "p": p}

@@ -18,9 +18,7 @@ def answer(results: Results) -> list[str]:
     table = [row for row in rows_table(results) if row.summary and not row.alarm]
     if not table:
         return [
-            sentence
-            for sentence in ("No row of this study has a score to rely on.", _caveats(results))
-            if sentence
+            sentence for sentence in ("No row of this study has a score to rely on.", _caveats(results)) if sentence
         ]
     weights = {cell.row: cell.weights for cell in results.cells}
     sentences = [

@@ -73,9 +73,7 @@ def t_interval(scores: Sequence[float], level: float = 0.95) -> tuple[float, flo
     values = np.asarray(scores, dtype=float)  # (n,)
     n = len(values)
     if n < 2:
-        raise TooFewSeeds(
-            f"an interval over seeds needs at least 2 scores, got {n}; add `seeds` to the study"
-        )
+        raise TooFewSeeds(f"an interval over seeds needs at least 2 scores, got {n}; add `seeds` to the study")
     half = float(stats.t.ppf(0.5 + level / 2, n - 1) * values.std(ddof=1) / math.sqrt(n))
     mean = float(values.mean())
     return mean - half, mean + half

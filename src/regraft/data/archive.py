@@ -102,9 +102,7 @@ def _check_name(path: Path, name: str) -> None:
     parts = name.split("/")
     odd = any(ord(c) < 32 for c in name) or "\\" in name or ":" in name
     if odd or name.startswith("/") or ".." in parts or "" in parts:
-        raise DataDamaged(
-            f"{path}: the name {name!r} leads outside the folder or is not portable; not unpacked"
-        )
+        raise DataDamaged(f"{path}: the name {name!r} leads outside the folder or is not portable; not unpacked")
 
 
 def _tar_members(path: Path) -> Iterator[Member | None]:

@@ -72,8 +72,7 @@ def prepare(images: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
     """
     if images.dtype != torch.uint8:
         raise StudyError(
-            f"prepare takes uint8 pictures in 0..255, got {images.dtype}; "
-            "augment before preparing, and prepare once"
+            f"prepare takes uint8 pictures in 0..255, got {images.dtype}; augment before preparing, and prepare once"
         )
     images = _channels_first(images)
     mean = torch.tensor(preprocessing.mean, dtype=torch.float64)
@@ -88,16 +87,12 @@ def prepare(images: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
         pixels = pixels.flip(1)
     scale = (1 / (unit * std)).float().view(1, 3, 1, 1).to(images.device)
     shift = (-mean / std).float().view(1, 3, 1, 1).to(images.device)
-    return pixels * scale + shift  # (n, c, h, w) -> (n, 3, s, s)
+    return (pixels * scale).add_(shift)  # (n, c, h, w) -> (n, 3, s, s)
 
 
 def _channels_first(images: torch.Tensor) -> torch.Tensor:
     for layout, (channels, height, width) in BATCH_AXES.items():
-        if (
-            images.ndim == 4
-            and images.shape[channels] in (1, 3)
-            and images.shape[height] == images.shape[width]
-        ):
+        if images.ndim == 4 and images.shape[channels] in (1, 3) and images.shape[height] == images.shape[width]:
             return images if layout == "nchw" else images.permute(0, 3, 1, 2)
     raise StudyError(
         f"prepare takes square pictures (n, c, s, s) or (n, s, s, c) with c 1 or 3, got {tuple(images.shape)}"

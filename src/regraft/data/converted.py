@@ -110,9 +110,7 @@ def verify(folder: Path, info: dict[str, Any]) -> None:
     for name, entry in info["arrays"].items():
         got = array_sha256(_open(folder, name, entry["shape"]))
         if got != entry["sha256"]:
-            raise DataDamaged(
-                _damaged(folder, f"{name}.npy has the sha256 {got}, written was {entry['sha256']}")
-            )
+            raise DataDamaged(_damaged(folder, f"{name}.npy has the sha256 {got}, written was {entry['sha256']}"))
 
 
 def _open(folder: Path, name: str, shape: list[int]) -> NDArray[Any]:

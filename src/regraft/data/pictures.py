@@ -94,9 +94,7 @@ def to_rgb(picture: Image.Image) -> Image.Image:
         values = np.asarray(picture, np.uint16)
         return Image.fromarray((values // 257).astype(np.uint8)).convert("RGB")
     if picture.mode in ("I", "F"):
-        raise Unreadable(
-            f"32-bit pixels (mode {picture.mode}) without a stated range; save it with 8 or 16 bits"
-        )
+        raise Unreadable(f"32-bit pixels (mode {picture.mode}) without a stated range; save it with 8 or 16 bits")
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, WHITE), picture)

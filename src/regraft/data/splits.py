@@ -88,9 +88,7 @@ class TestSplit:
         return len(self.images)
 
     def __repr__(self) -> str:
-        return (
-            f"<TestSplit: {len(self)} images, {len(self.classes)} classes, {len(self.__scored)} scores taken>"
-        )
+        return f"<TestSplit: {len(self)} images, {len(self.classes)} classes, {len(self.__scored)} scores taken>"
 
     def __reduce_ex__(self, protocol: object) -> str:
         raise TestLabelsClosed(
@@ -200,9 +198,7 @@ class Dataset:
         for name in names:
             if name not in self.classes:
                 known = ", ".join(self.classes[:20]) + (", ..." if len(self.classes) > 20 else "")
-                raise UnknownName(
-                    f"{self.name} has no class {name!r}{nearest(name, self.classes)} Classes: {known}."
-                )
+                raise UnknownName(f"{self.name} has no class {name!r}{nearest(name, self.classes)} Classes: {known}.")
         if len(names) < 2 or len(set(names)) < len(names):
             raise StudyError(f"{self.name}: `classes` must name two or more different classes, got {names}")
         train, indices = self.train.select_classes(names)

@@ -31,6 +31,8 @@ _GTSRB = "https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370/"
 
 @dataclass(frozen=True)
 class File:
+    """A published file that torchvision wants to find."""
+
     url: str
     md5: str
     folder: str = ""  # below torchvision's root: where the file, or what is in it, belongs
@@ -39,10 +41,13 @@ class File:
 
 @dataclass(frozen=True)
 class TorchvisionSet:
+    """How torchvision.datasets reads a data set, and what it reads."""
+
     kind: str  # class in torchvision.datasets
     train: tuple[dict[str, Any], ...]  # its arguments; several parts are joined
     test: dict[str, Any]
     files: tuple[File, ...]
+    marker: str  # a path below torchvision's root that is there when the set is
     image_size: int | None  # side of its images; None when they differ
     channels: int = 3
 
@@ -55,7 +60,7 @@ def _split(*names: str) -> tuple[dict[str, Any], ...]:
 # out of the budget itself.
 TORCHVISION_SETS: dict[str, TorchvisionSet] = {
     "svhn": TorchvisionSet(
-        "SVHN", _split("train"), {"split": "test"}, image_size=32,
+        "SVHN", _split("train"), {"split": "test"}, marker="test_32x32.mat", image_size=32,
         files=(
             File("http://ufldl.stanford.edu/housenumbers/train_32x32.mat", "e26dedcc434d2e4c54c9b2d4a06d8373",
                  unpack=False),
@@ -64,7 +69,7 @@ TORCHVISION_SETS: dict[str, TorchvisionSet] = {
         ),
     ),
     "usps": TorchvisionSet(
-        "USPS", ({"train": True},), {"train": False}, image_size=16, channels=1,
+        "USPS", ({"train": True},), {"train": False}, marker="usps.t.bz2", image_size=16, channels=1,
         files=(
             File("https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/multiclass/usps.bz2",
                  "ec16c51db3855ca6c91edd34d0e9b197", unpack=False),
@@ -73,14 +78,14 @@ TORCHVISION_SETS: dict[str, TorchvisionSet] = {
         ),
     ),
     "stl10": TorchvisionSet(
-        "STL10", _split("train"), {"split": "test"}, image_size=96,
+        "STL10", _split("train"), {"split": "test"}, marker="stl10_binary", image_size=96,
         files=(
             File("http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz",
                  "91f7769df0f17e558f3565bffb0c7dfb"),
         ),
     ),
     "flowers102": TorchvisionSet(
-        "Flowers102", _split("train", "val"), {"split": "test"}, image_size=None,
+        "Flowers102", _split("train", "val"), {"split": "test"}, marker="flowers-102/jpg", image_size=None,
         files=(
             File(f"{_VGG}flowers/102/102flowers.tgz", "52808999861908f626f3c1f4e79d11fa", "flowers-102"),
             File(f"{_VGG}flowers/102/imagelabels.mat", "e0620be6f572b9609742df49c70aed4d", "flowers-102",
@@ -90,7 +95,8 @@ TORCHVISION_SETS: dict[str, TorchvisionSet] = {
         ),
     ),
     "oxford-pets": TorchvisionSet(
-        "OxfordIIITPet", _split("trainval"), {"split": "test"}, image_size=None,
+        "OxfordIIITPet", _split("trainval"), {"split": "test"},
+        marker="oxford-iiit-pet/images", image_size=None,
         files=(
             File(f"{_VGG}pets/data/images.tar.gz", "5c4f3ee8e5d25df40f4fd59a7f44e54c", "oxford-iiit-pet"),
             File(f"{_VGG}pets/data/annotations.tar.gz", "95a8c909bbe2e81eed6a22bccdf3f68f",
@@ -98,7 +104,7 @@ TORCHVISION_SETS: dict[str, TorchvisionSet] = {
         ),
     ),
     "gtsrb": TorchvisionSet(
-        "GTSRB", _split("train"), {"split": "test"}, image_size=None,
+        "GTSRB", _split("train"), {"split": "test"}, marker="gtsrb/GTSRB", image_size=None,
         files=(
             File(f"{_GTSRB}GTSRB-Training_fixed.zip", "513f3c79a4c5141765e10e952eaa2478", "gtsrb"),
             File(f"{_GTSRB}GTSRB_Final_Test_Images.zip", "c7e4e6327067d32654124b0fe9e82185", "gtsrb"),
@@ -106,17 +112,17 @@ TORCHVISION_SETS: dict[str, TorchvisionSet] = {
         ),
     ),
     "food101": TorchvisionSet(
-        "Food101", _split("train"), {"split": "test"}, image_size=None,
+        "Food101", _split("train"), {"split": "test"}, marker="food-101/images", image_size=None,
         files=(
             File("http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz", "85eeb15f3717b99a5da872d97d918f87"),
         ),
     ),
     "dtd": TorchvisionSet(
-        "DTD", _split("train", "val"), {"split": "test"}, image_size=None,
+        "DTD", _split("train", "val"), {"split": "test"}, marker="dtd/dtd", image_size=None,
         files=(File(f"{_VGG}dtd/download/dtd-r1.0.1.tar.gz", "fff73e5086ae6bdbea199a49dfb8a4c1", "dtd"),),
     ),
     "country211": TorchvisionSet(
-        "Country211", _split("train", "valid"), {"split": "test"}, image_size=None,
+        "Country211", _split("train", "valid"), {"split": "test"}, marker="country211", image_size=None,
         files=(
             File("https://openaipublic.azureedge.net/clip/data/country211.tgz",
                  "84988d7644798601126c29e9877aab6a"),
@@ -124,7 +130,7 @@ TORCHVISION_SETS: dict[str, TorchvisionSet] = {
     ),
     "imagenette": TorchvisionSet(
         "Imagenette", ({"split": "train", "size": "160px"},), {"split": "val", "size": "160px"},
-        image_size=None,
+        marker="imagenette2-160", image_size=None,
         files=(
             File("https://s3.amazonaws.com/fast-ai-imageclas/imagenette2-160.tgz",
                  "e793b78cc4c9e9a4ccc0c1155377a412"),
@@ -161,9 +167,7 @@ def convert(
         labels = np.empty(n, np.int64)
         start = 0
         for reader in readers:
-            _read_all(
-                name, reader, images[start : start + len(reader)], labels[start : start + len(reader)], report
-            )
+            _read_all(name, reader, images[start : start + len(reader)], labels[start : start + len(reader)], report)
             start += len(reader)
         images.flush()
         np.save(into / f"{part}_labels.npy", labels)
@@ -171,8 +175,8 @@ def convert(
 
 
 def found_here(name: str, folders: Sequence[Path]) -> bool:
-    """Whether torchvision finds the files in one of the folders."""
-    return _readable_root(TORCHVISION_SETS[name], folders) is not None
+    """Whether the set seems to lie in one of the folders; torchvision is not asked."""
+    return any((folder / TORCHVISION_SETS[name].marker).exists() for folder in folders)
 
 
 def _locate(
@@ -208,11 +212,7 @@ def _readable_root(entry: TorchvisionSet, folders: Sequence[Path]) -> Path | Non
 
 
 def _can_open(entry: TorchvisionSet, root: Path) -> bool:
-    # USPS opens its file while it is constructed, so look for the files first.
-    if any(
-        not file.unpack and not (root / file.folder / file.url.rsplit("/", 1)[-1]).is_file()
-        for file in entry.files
-    ):
+    if not (root / entry.marker).exists():  # the usual case, told without importing torchvision
         return False
     try:
         for arguments in (*entry.train, entry.test):
@@ -231,9 +231,7 @@ def _open(entry: TorchvisionSet, root: Path, arguments: dict[str, Any]) -> Reade
 def _fetch(entry: TorchvisionSet, root: Path, report: Report | None) -> None:
     """Download and unpack everything, then give the folder its name: it is never there in part."""
     if root.exists():
-        raise DataDamaged(
-            f"torchvision cannot read what lies in {root}; delete that folder to fetch it again"
-        )
+        raise DataDamaged(f"torchvision cannot read what lies in {root}; delete that folder to fetch it again")
     with new_folder(root) as folder:
         for file in entry.files:
             target = folder / file.folder
@@ -281,6 +279,4 @@ def _read_all(
         for index, picture in enumerate(in_threads(read, range(len(reader)), report)):
             images[index] = picture
     except (Unreadable, OSError, ValueError) as error:
-        raise DataDamaged(
-            f"{name}: a picture of the published set cannot be read ({error}); fetch it again"
-        ) from None
+        raise DataDamaged(f"{name}: a picture of the published set cannot be read ({error}); fetch it again") from None

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from regraft.data.augment import augment, prepare
 from regraft.spec import Preprocessing
+from regraft.spec.models import Augmentation
 
 Indices = NDArray[np.int64]
 
@@ -36,7 +37,7 @@ class ImageBatches:
         labels: NDArray[np.int64],
         preprocessing: Preprocessing,
         *,
-        augmentation: str = "none",
+        augmentation: Augmentation = "none",
         device: torch.device,
     ) -> None:
         # (n, h, w, c) -> (n, c, h, w) as a view: the memory stays channels-last, which convolutions prefer

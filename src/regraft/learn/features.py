@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import torch
 from torch import Tensor
 
@@ -19,7 +18,7 @@ def extract(trunk: Trunk, images: Batches, *, batch_size: int = 128) -> dict[str
     assert trunk.frozen
     parts: dict[str, list[Tensor]] = {}
     with torch.inference_mode():
-        for positions in torch.arange(len(images), device=images.labels.device).split(batch_size):
+        for positions in torch.split(torch.arange(len(images), device=images.labels.device), batch_size):
             for name, values in trunk(images.take(positions, None)).items():
                 parts.setdefault(name, []).append(values.float().cpu())
     features = {name: torch.cat(chunks) for name, chunks in parts.items()}

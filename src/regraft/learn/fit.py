@@ -147,7 +147,7 @@ def _step(
                     logits = model(x)
                     loss = cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
                 share = len(x) / len(inputs)
-                (loss * share).backward()
+                (loss * share).backward()  # type: ignore[no-untyped-call]
                 total += loss.detach() * share
                 right += (logits.detach().argmax(1) == y).sum()
             optimizer.step()
@@ -176,7 +176,7 @@ def predict(
     """Logits (n, classes), float32 on the CPU, in evaluation mode."""
     model.eval()
     parts = []
-    chunks = torch.arange(len(batches), device=batches.labels.device).split(EVALUATION_BATCH)
+    chunks = torch.split(torch.arange(len(batches), device=batches.labels.device), EVALUATION_BATCH)
     with torch.inference_mode():
         for i, positions in enumerate(chunks):
             with mixed_precision(positions.device):

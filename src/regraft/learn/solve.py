@@ -40,7 +40,7 @@ def logistic_regression(
 
     start = np.zeros(classes * (d + 1))
     options = {"maxiter": max_iterations, "ftol": 1e-10, "gtol": 1e-6}
-    found = minimize(loss_and_gradient, start, jac=True, method="L-BFGS-B", options=options)
+    found = minimize(loss_and_gradient, start, jac=True, method="L-BFGS-B", options=options)  # type: ignore[call-overload]
     parameters = torch.from_numpy(found.x).view(classes, d + 1)
     weight = parameters[:, :d] / scale
     bias = parameters[:, d] - weight @ mean

@@ -75,10 +75,8 @@ def family(network: str) -> tuple[str, str]:
     # timm accepts NAME.TAG; the tag says which pretrained weights, not which network
     if name.partition(".")[0] in _timm_names():
         return "timm", name
-    hint = nearest(network, network_names()) or nearest(network, _timm_names())
-    raise UnknownName(
-        f"no network {network!r}{hint or '.'} Any torchvision or timm classification network can be named."
-    )
+    hint = nearest(network, [*network_names(), *_timm_names()])
+    raise UnknownName(f"no network {network!r}{hint} Any torchvision or timm classification network can be named.")
 
 
 def takes_cifar_stem(network: str) -> bool:
@@ -112,9 +110,10 @@ def _torchvision(name: str, options: dict[str, Any], image_size: int | None) -> 
 
 
 def _original_resnet50(options: dict[str, Any]) -> nn.Module:
-    model: torchvision.models.ResNet = torchvision.models.resnet50(weights=None, **options)
-    for stage in (model.layer2, model.layer3, model.layer4):
-        stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
+    model: nn.Module = torchvision.models.resnet50(weights=None, **options)
+    for stage in (2, 3, 4):
+        model.get_submodule(f"layer{stage}.0.conv1").stride = (2, 2)  # type: ignore[assignment]
+        model.get_submodule(f"layer{stage}.0.conv2").stride = (1, 1)  # type: ignore[assignment]
     return model
 
 
@@ -137,15 +136,14 @@ def _give_cifar_stem(network: str, model: nn.Module) -> None:
     if not takes_cifar_stem(network):
         raise StudyError(
             f"{network} has no `stem: cifar`; it exists for torchvision's ResNets, ResNeXts "
-            "and wide ResNets, and for resnet50_v1. Use `stem: imagenet`, with a larger image_size if the images are small."
+            "and wide ResNets, and for resnet50_v1. Use `stem: imagenet`, with a larger image_size if the "
+            "images are small."
         )
     old = model.conv1
     assert isinstance(old, nn.Conv2d)
     with torch.device(old.weight.device):
         model.conv1 = nn.Conv2d(old.in_channels, old.out_channels, 3, stride=1, padding=1, bias=False)
-    nn.init.kaiming_normal_(
-        model.conv1.weight, mode="fan_out", nonlinearity="relu"
-    )  # as torchvision's ResNet
+    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's ResNet
     model.maxpool = nn.Identity()
 
 

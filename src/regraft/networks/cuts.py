@@ -7,25 +7,24 @@ the network.
 
 from __future__ import annotations
 
+import copy
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
-import torch
 from torch import fx, nn
 
 from regraft.errors import ImageTooSmall, UnknownCut
 from regraft.networks.build import build, build_skeleton
 from regraft.networks.nodes import PENULTIMATE, canonical, offered
 from regraft.networks.pooling import Layout, pool
-from regraft.networks.probe import Measured, measure, measure_at_any_size, smallest_that_fits
+from regraft.networks.probe import Measured, measure, measure_at_any_size, size_that_fits
 from regraft.networks.trace import (
     Traced,
     ancestors,
     data_nodes,
     output_of,
-    same,
-    structural_copy,
     trace,
 )
 
@@ -58,7 +57,7 @@ def cut_points(network: nn.Module, image_size: int) -> list[CutPoint]:
     try:
         measured = measure(network, traced, image_size)
     except ImageTooSmall as error:
-        size = smallest_that_fits(lambda side: measure(network, traced, side))
+        size = size_that_fits(lambda side: measure(network, traced, side), image_size)
         raise ImageTooSmall(f"{error}. {_advice(size, image_size)}") from None
     return _points(network, traced, measured)
 
@@ -81,7 +80,7 @@ def describe(network: str, stem: str = "imagenet", image_size: int = 224) -> tup
     try:
         return tuple(points(image_size))
     except ImageTooSmall as error:
-        size = smallest_that_fits(points)
+        size = size_that_fits(points, image_size)
         raise ImageTooSmall(f"{network}: {error}. {_advice(size, image_size)}") from None
 
 
@@ -93,7 +92,8 @@ def find_cut(network: nn.Module, at: str | None, image_size: int, *, name: str =
     """
     points = {point.name: point for point in cut_points(network, image_size)}
     traced = trace(network)
-    return points[canonical(network, traced, at or PENULTIMATE, name or type(network).__name__)]
+    called = name or type(network).__name__
+    return _existing(points, canonical(network, traced, at or PENULTIMATE, called), called)
 
 
 @lru_cache(maxsize=4096)
@@ -103,7 +103,15 @@ def resolve_cut(network: str, at: str | None, image_size: int, *, stem: str = "i
     if (at or PENULTIMATE) in points:
         return points[at or PENULTIMATE]
     skeleton = build_skeleton(network, stem=stem, image_size=image_size)
-    return points[canonical(skeleton, trace(skeleton), at or PENULTIMATE, network)]
+    return _existing(points, canonical(skeleton, trace(skeleton), at or PENULTIMATE, network), network)
+
+
+def _existing(points: dict[str, CutPoint], at: str, called: str) -> CutPoint:
+    if at not in points:
+        raise UnknownCut(
+            f"{called} cannot be cut at {at!r}: its output is not one tensor. List them with: regraft cuts {called}"
+        )
+    return points[at]
 
 
 def cut(network: nn.Module, at: str) -> tuple[nn.Module, nn.Module]:
@@ -113,55 +121,50 @@ def cut(network: nn.Module, at: str) -> tuple[nn.Module, nn.Module]:
     Both are copies: they share no tensor with `network` or each other, and `network` is not touched. The keys
     of their state dicts are the network's own. Raises UnknownCut.
     """
-    return body_of(network, at), tail_of(network, at)
+    traced = trace(network)
+    return _body(network, traced, at), _tail(network, traced, at)
 
 
 def body_of(network: nn.Module, at: str) -> nn.Module:
     """The first part of `cut`: images (n, 3, h, w) -> the cut's value."""
-    traced = trace(network)
-    node = offered(network, traced)[canonical(network, traced, at, type(network).__name__)]
-    graph, copies = _below(traced, [node])
-    graph.output(copies[node])
-    return _part(network, graph)
+    return _body(network, trace(network), at)
 
 
 def tail_of(network: nn.Module, at: str) -> nn.Module:
-    """The second part of `cut`: the cut's value -> logits (n, classes). It never writes into what it is
-    given."""
-    traced = trace(network)
-    node = offered(network, traced)[canonical(network, traced, at, type(network).__name__)]
-    return _part(network, _above(traced, node, guard=node in _overwritten(network, traced, [node])))
+    """The second part of `cut`: the cut's value -> logits (n, classes)."""
+    return _tail(network, trace(network), at)
 
 
 def body_for_cuts(network: nn.Module, cuts: Iterable[str], *, pooled: bool = False) -> nn.Module:
     """A copy of the network up to the deepest of `cuts`, whose forward gives every cut's value in one pass.
 
     forward: images (n, 3, h, w) -> {cut: value}, each equal to what `cut` gives for it alone; with `pooled`,
-    each value is pooled to (n, d) where it arises, so that no large map is kept. A value which a later
-    in-place activation would overwrite is copied first. Raises UnknownCut.
+    each value is pooled to (n, d) where it arises, so that no large map is kept. Raises UnknownCut.
     """
     traced = trace(network)
     nodes = offered(network, traced)
     names = {at: nodes[canonical(network, traced, at, type(network).__name__)] for at in cuts}
     if not names:
         raise UnknownCut("no cut given; name at least one, for example 'penultimate'")
-    overwritten = _overwritten(network, traced, list(names.values()))
-    shapes = measure_at_any_size(network, traced, training=False) if pooled else {}
+    shapes = measure_at_any_size(network, traced) if pooled else {}
     graph, copies = _below(traced, list(names.values()))
     results: dict[str, fx.Node] = {}
     for at, node in names.items():
         value = copies[node]
+        layout = _layout(shapes[node.name].shape) if pooled else "flat"
+        followed = bool(value.users)
         with graph.inserting_after(value):
-            if pooled:
-                value = graph.call_function(pool, (value, _layout(shapes[node.name].shape)))
-            elif node in overwritten:
+            if layout != "flat":
+                value = graph.call_function(pool, (value, layout))
+            elif followed:
+                # What follows may be an in-place activation, which would change the value taken here.
                 value = graph.call_method("clone", (value,))
         results[at] = value
     graph.output(results)
     return _part(network, graph)
 
 
-# --- what lies below a cut ------------------------------------------------------------------------------
+# --- what lies below a cut --------------------------------
 
 
 def _points(network: nn.Module, traced: Traced, measured: dict[str, Measured]) -> list[CutPoint]:
@@ -169,6 +172,8 @@ def _points(network: nn.Module, traced: Traced, measured: dict[str, Measured]) -
     aliases = {"layer2.2": "first 18 layers"} if _is_resnet50(network) else {}
     points = []
     for name, node in offered(network, traced).items():
+        if node.name not in measured:  # a block that returns several tensors
+            continue
         below = ancestors(node)
         flops = sum(measured[n.name].flops for n in below if n.name in measured)
         points.append(
@@ -226,17 +231,23 @@ def _advice(size: int | None, wanted: int) -> str:
     if size is None:
         return "No usual image size fits; give the image_size the network was made for."
     if size > wanted:
-        return f"The smallest size found to work is {size} px: set the source's image_size to {size} or more."
+        return f"The smallest size found to work is {size} px: set the source's image_size to it."
     return f"It works with {size} px: set the source's image_size."
 
 
-# --- the parts ------------------------------------------------------------------------------------------
+# --- the parts --------------------------------
 
 
-def _overwritten(network: nn.Module, traced: Traced, nodes: list[fx.Node]) -> set[fx.Node]:
-    """Those of `nodes` whose value a later in-place operation changes, in either mode."""
-    passes = [measure_at_any_size(network, traced, training=mode) for mode in (False, True)]
-    return {node for node in nodes if any(seen[node.name].overwritten for seen in passes)}
+def _body(network: nn.Module, traced: Traced, at: str) -> nn.Module:
+    node = offered(network, traced)[canonical(network, traced, at, type(network).__name__)]
+    graph, copies = _below(traced, [node])
+    graph.output(copies[node])
+    return _part(network, graph)
+
+
+def _tail(network: nn.Module, traced: Traced, at: str) -> nn.Module:
+    node = offered(network, traced)[canonical(network, traced, at, type(network).__name__)]
+    return _part(network, _above(traced, node))
 
 
 def _below(traced: Traced, wanted: list[fx.Node]) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
@@ -250,12 +261,11 @@ def _below(traced: Traced, wanted: list[fx.Node]) -> tuple[fx.Graph, dict[fx.Nod
     return graph, copies
 
 
-def _above(traced: Traced, start: fx.Node, *, guard: bool) -> fx.Graph:
-    """The graph from `start` to the output. `guard`: its first operation would write into the caller's
-    tensor."""
+def _above(traced: Traced, start: fx.Node) -> fx.Graph:
+    """The graph from `start` to the output."""
     graph = fx.Graph()
-    image = graph.placeholder("features")
-    copies = {start: graph.call_method("clone", (image,)) if guard else image}
+    # The first step may be an in-place activation; it must not write into the caller's (cached) features.
+    copies = {start: graph.call_method("clone", (graph.placeholder("features"),))}
     needed = ancestors(output_of(traced.graph), stop=start)
     for node in traced.graph.nodes:
         if node in needed and node is not start:
@@ -264,23 +274,10 @@ def _above(traced: Traced, start: fx.Node, *, guard: bool) -> fx.Graph:
 
 
 def _part(network: nn.Module, graph: fx.Graph) -> nn.Module:
-    """The modules that `graph` uses, copied, under the network's own names, with its forward."""
-    used: set[int] = set()
-    for node in graph.nodes:
-        if node.op == "call_module":
-            module = network.get_submodule(str(node.target))
-            used.update(id(t) for t in (*module.parameters(), *module.buffers()))
-        elif node.op == "get_attr" and node.target != "training":
-            owner, _, leaf = str(node.target).rpartition(".")
-            used.add(id(getattr(network.get_submodule(owner), leaf)))
-    root = structural_copy(network, lambda t: _own_copy(t) if id(t) in used else same(t))
-    part = fx.GraphModule(root, graph, class_name=type(network).__name__)
-    part.training = network.training
+    """Copies of the modules that `graph` uses, under the network's own names, with the graph as forward."""
+    targets = {str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")}
+    used = {target: operator.attrgetter(target)(network) for target in targets}
+    part = fx.GraphModule(copy.deepcopy(used), graph, class_name=type(network).__name__)
+    for name, module in part.named_modules():
+        module.training = network.get_submodule(name).training
     return part
-
-
-def _own_copy(tensor: torch.Tensor) -> torch.Tensor:
-    twin = tensor.detach().clone()
-    return (
-        nn.Parameter(twin, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else twin
-    )

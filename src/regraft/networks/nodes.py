@@ -80,11 +80,9 @@ def canonical(network: nn.Module, traced: Traced, at: str, called: str) -> str:
         return names[node]
     listing = f"List them with: regraft cuts {called}"
     if not at or at not in dict(network.named_modules()):
-        raise UnknownCut(f"{called} has no cut {at!r}{nearest(at, nodes) or '.'} {listing}")
+        raise UnknownCut(f"{called} has no cut {at!r}{nearest(at, nodes)} {listing}")
     reason, near = _why_not(traced, at, nodes)
-    raise UnknownCut(
-        f"{called} cannot be cut at {at!r}: {reason}. The nearest valid cut is {near!r}. {listing}"
-    )
+    raise UnknownCut(f"{called} cannot be cut at {at!r}: {reason}. The nearest valid cut is {near!r}. {listing}")
 
 
 def _why_not(traced: Traced, at: str, nodes: dict[str, fx.Node]) -> tuple[str, str]:
@@ -96,7 +94,8 @@ def _why_not(traced: Traced, at: str, nodes: dict[str, fx.Node]) -> tuple[str, s
         node = traced.exits.get(owner)
     if node is None:
         return "it does not run, or its output is not one tensor", PENULTIMATE
-    near = min(nodes, key=lambda name: abs(order[nodes[name]] - order[node]))
+    enclosing = [name for name in nodes if at.startswith(f"{name}.")]
+    near = (enclosing or sorted(nodes, key=lambda name: abs(order[nodes[name]] - order[node])))[0]
     if owner != at:
         return f"it lies inside the block {owner!r}, where other paths go around it", near
     if node not in ancestors(nodes[PENULTIMATE]):

@@ -119,8 +119,7 @@ def mirrored_tags(network: str) -> list[str]:
 def _check_tag(network: str, tag: str | None, known: list[str]) -> None:
     if tag is not None and tag not in known:
         raise UnknownName(
-            f"{network} has no pretrained weights {tag!r}{nearest(tag, known) or '.'} "
-            f"Known: {', '.join(known)}."
+            f"{network} has no pretrained weights {tag!r}{nearest(tag, known)} Known: {', '.join(known)}."
         )
 
 
@@ -151,16 +150,12 @@ def _of_timm(network: str, name: str, tag: str | None) -> Published:
     base, _, own_tag = name.partition(".")
     known = [full.partition(".")[2] for full in timm.list_pretrained(f"{base}.*")]
     if not known and timm.get_pretrained_cfg(base) is None:
-        raise WeightsUnavailable(
-            f"{network} has no pretrained weights; use `weights: random`, or `file:PATH`."
-        )
+        raise WeightsUnavailable(f"{network} has no pretrained weights; use `weights: random`, or `file:PATH`.")
     _check_tag(network, tag or own_tag or None, known)
     chosen = tag or own_tag or ""
     config = timm.get_pretrained_cfg(f"{base}.{chosen}" if chosen else base)
     if config is None or not config.hf_hub_id:
-        raise WeightsUnavailable(
-            f"{network} has no pretrained weights; use `weights: random`, or `file:PATH`."
-        )
+        raise WeightsUnavailable(f"{network} has no pretrained weights; use `weights: random`, or `file:PATH`.")
     data: dict[str, Any] = resolve_data_config(pretrained_cfg=vars(config))  # type: ignore[no-untyped-call]
     return Published(
         network=network,
@@ -170,9 +165,7 @@ def _of_timm(network: str, name: str, tag: str | None) -> Published:
         sha256="",
         url=hf_hub_url(config.hf_hub_id, HUB_FILE),
         hub=config.hf_hub_id,
-        preprocessing=_preprocessing(
-            data["input_size"][-1], data["mean"], data["std"], data["interpolation"]
-        ),
+        preprocessing=_preprocessing(data["input_size"][-1], data["mean"], data["std"], data["interpolation"]),
         licence=config.license or "not stated",
     )
 

@@ -230,6 +230,9 @@ def _follow_training_mode(graph: fx.Graph, in_training: fx.Graph) -> None:
             return ours
         if isinstance(ours, tuple | list) and len(ours) == len(theirs):
             return type(ours)(merged(a, b) for a, b in zip(ours, theirs, strict=True))
+        if isinstance(ours, slice):
+            ends = ((ours.start, theirs.start), (ours.stop, theirs.stop), (ours.step, theirs.step))
+            return slice(*(merged(a, b) for a, b in ends))
         if isinstance(ours, dict):
             return {key: merged(value, theirs[key]) for key, value in ours.items()}
         if ours == theirs or ours is theirs:

@@ -88,9 +88,7 @@ def _header(path: Path) -> dict[str, str]:
     except SafetensorError as error:
         raise WeightsMismatch(f"{path} is damaged ({error}). Delete it; it is then fetched again.") from None
     if not {"digest", "origin"} <= header.keys():
-        raise WeightsMismatch(
-            f"{path} was not written by regraft. Delete it, or name it as `weights: file:{path}`."
-        )
+        raise WeightsMismatch(f"{path} was not written by regraft. Delete it, or name it as `weights: file:{path}`.")
     return header
 
 
@@ -111,7 +109,7 @@ def _checked_digest(state: Mapping[str, Tensor], expected: str | None, origin: s
     return digest
 
 
-# --- from a file ----------------------------------------------------------------------------------------
+# --- from a file --------------------------------
 
 
 def _from_file(source: Source, path: Path) -> Weights:
@@ -161,26 +159,19 @@ def read_state(path: Path) -> dict[str, Tensor]:
     except UnpicklingError as error:
         raise WeightsMismatch(
             f"{path} holds more than tensors, which could run code when read; not opened. Save its state "
-            f"dict alone: torch.save(model.state_dict(), PATH), or as safetensors. ({str(error).splitlines()[0]})"
+            f"dict alone: torch.save(model.state_dict(), PATH), or as safetensors. "
+            f"({str(error).splitlines()[0]})"
         ) from None
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise WeightsMismatch(
-            f"{path} is not readable as safetensors or a torch state dict: {error}"
-        ) from None
+        raise WeightsMismatch(f"{path} is not readable as safetensors or a torch state dict: {error}") from None
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not content:
-        raise WeightsMismatch(
-            f"{path} holds a {type(content).__name__}, not a state dict (names -> tensors)."
-        )
-    odd = [
-        name for name, value in content.items() if not (isinstance(name, str) and isinstance(value, Tensor))
-    ]
+        raise WeightsMismatch(f"{path} holds a {type(content).__name__}, not a state dict (names -> tensors).")
+    odd = [name for name, value in content.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
     if odd:
-        raise WeightsMismatch(
-            f"{path}: the entry {str(odd[0])!r} is not a tensor; it is no plain state dict."
-        )
+        raise WeightsMismatch(f"{path}: the entry {str(odd[0])!r} is not a tensor; it is no plain state dict.")
     if all(name.startswith("module.") for name in content):
         content = {name.removeprefix("module."): value for name, value in content.items()}
     return content
@@ -215,6 +206,4 @@ def check_names(
 def check_finite(state: Mapping[str, Tensor], origin: str) -> None:
     for name, tensor in state.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise WeightsMismatch(
-                f"{origin}: {name!r} holds NaN or infinity; the training that wrote it diverged."
-            )
+            raise WeightsMismatch(f"{origin}: {name!r} holds NaN or infinity; the training that wrote it diverged.")

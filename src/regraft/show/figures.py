@@ -108,9 +108,7 @@ def accuracy_by_row(results: Results) -> Chart | None:
         x=x,
         y=y,
         color=alt.Color("kind:N", scale=alt.Scale(**scale), legend=legend),
-        shape=alt.Shape(
-            "kind:N", scale=alt.Scale(domain=present, range=[shapes[k] for k in present]), legend=legend
-        ),
+        shape=alt.Shape("kind:N", scale=alt.Scale(domain=present, range=[shapes[k] for k in present]), legend=legend),
         angle=alt.condition(alt.datum.kind == "chance", alt.value(90), alt.value(0)),
         tooltip=[
             alt.Tooltip("name:N", title="row"),
@@ -120,9 +118,7 @@ def accuracy_by_row(results: Results) -> Chart | None:
     )
     means = base.transform_filter(alt.datum.kind == kinds[1])
     bars = means.mark_rule(color=BLUE, strokeWidth=3, yOffset=8).encode(x="low:Q", x2="high:Q", y=y)
-    fills = means.mark_point(shape="diamond", filled=True, color=BLUE, opacity=1, size=110, yOffset=8).encode(
-        x=x, y=y
-    )
+    fills = means.mark_point(shape="diamond", filled=True, color=BLUE, opacity=1, size=110, yOffset=8).encode(x=x, y=y)
     labels = (
         _chart([{"row": i, "name": printable(row.name)} for i, row in enumerate(rows)])
         .mark_text(align="left", dy=-10, fontSize=12, limit=alt.ExprRef("width"), style="row-name")
@@ -175,9 +171,7 @@ def accuracy_by_budget(results: Results) -> Chart | None:
     if not entries:
         return None
     x = alt.X("x:Q", scale=alt.Scale(type="log", nice=False, padding=20), axis=alt.Axis(format="~s"))
-    return _line_chart(
-        entries, x.title("training images (log scale)"), "Accuracy by number of training images"
-    )
+    return _line_chart(entries, x.title("training images (log scale)"), "Accuracy by number of training images")
 
 
 def _lines(results: Results, group: Any, x: Any) -> Entries:
@@ -193,9 +187,7 @@ def _lines(results: Results, group: Any, x: Any) -> Entries:
         for value, row in by_x.items():
             assert row.summary is not None
             known = {"mean": 100 * row.summary.mean, "text": row.summary.text(), **_interval(row.summary)}
-            entries.append(
-                {"group": printable(", ".join(key), 120), "x": value, "row": printable(row.name), **known}
-            )
+            entries.append({"group": printable(", ".join(key), 120), "x": value, "row": printable(row.name), **known})
     return entries
 
 
@@ -212,9 +204,7 @@ def _line_chart(entries: Entries, x: alt.X, title: str) -> Chart:
     )
     tooltip = [alt.Tooltip("row:N"), alt.Tooltip("text:N", title="accuracy")]
     lines = base.mark_line(strokeWidth=2).encode(y=y, **look)
-    points = base.mark_point(filled=True, size=50, opacity=1).encode(
-        y=y, color=look["color"], tooltip=tooltip
-    )
+    points = base.mark_point(filled=True, size=50, opacity=1).encode(y=y, color=look["color"], tooltip=tooltip)
     text = f"{title}: mean over seeds with 95 % t-interval as a band."
     return alt.layer(bands, lines, points).properties(width=WIDTH, height=340, title=title, description=text)
 

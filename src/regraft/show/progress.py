@@ -138,9 +138,7 @@ def plain_display(stream: TextIO, clock: Callable[[], float] = time.monotonic) -
                 how = "found" if event.cached else f"done in {duration(event.seconds)}"
                 write(f"{_position(tracker)} {_step_text(step)}: {how}{_tail(event.message)}")
             elif isinstance(event, StepAdvanced) and step and clock() - last_line >= HEARTBEAT_SECONDS:
-                write(
-                    f"{_position(tracker)} {_step_text(step)}: {percent(step.done, 0)}{_tail(step.message)}"
-                )
+                write(f"{_position(tracker)} {_step_text(step)}: {percent(step.done, 0)}{_tail(step.message)}")
 
     yield report
 

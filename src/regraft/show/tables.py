@@ -85,14 +85,16 @@ def _wide_table(rows: list[TableRow]) -> Table:
         table.add_column(title, overflow="fold")
     table.add_column("target (budget)", overflow="fold")
     _add_numbers(table, rows)
-    table.add_column("note", overflow="fold", ratio=4, min_width=16)
+    with_note = any(row.note for row in rows)
+    if with_note:
+        table.add_column("note", overflow="fold", ratio=4, min_width=16)
     for row in rows:
         parts = [row.source, row.cut, row.method, row.head, f"{row.target} ({row.budget})"]
         table.add_row(
             Text(printable(row.name, NAME_LIMIT)),
             *(Text(printable(part, 40)) for part in parts),
             *_numbers(row, rows),
-            Text(printable(row.note), style="dim"),
+            *([Text(printable(row.note), style="dim")] if with_note else []),
         )
     return table
 
@@ -104,9 +106,7 @@ def _below(rows: list[TableRow], raised: list[Alarm]) -> list[RenderableType]:
         lines.append(Text("n = 1: one seed, so no interval over seeds.", style="dim"))
     for row in rows:
         for reason in row.missing:
-            lines.append(
-                Text(f"missing: {printable(row.name, NAME_LIMIT)}: {printable(reason)}", style="red")
-            )
+            lines.append(Text(f"missing: {printable(row.name, NAME_LIMIT)}: {printable(reason)}", style="red"))
     for alarm in raised:
         where = f"{printable(alarm.row, NAME_LIMIT)}, seed {alarm.seed}"
         lines.append(Text(f"alarm: {where}: {printable(alarm.message)}", style="yellow"))

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Method = Literal["frozen", "finetune"]
+Augmentation = Literal["none", "flip", "crop-flip"]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
@@ -22,8 +23,8 @@ class Preprocessing(Model):
     image_size: int = Field(ge=1, le=4096, description="side of the square input in pixels")
     mean: tuple[float, float, float] = Field(description="per channel, in [0, 1] units, subtracted")
     std: tuple[float, float, float] = Field(description="per channel, in [0, 1] units, divided by")
-    channels: Literal["rgb", "bgr"] = "rgb"
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    channels: Literal["rgb", "bgr"] = Field(default="rgb", description="order the network expects")
+    interpolation: Literal["bilinear", "bicubic"] = Field(default="bilinear", description="when images are resized")
 
     @model_validator(mode="after")
     def _positive(self) -> Preprocessing:
@@ -35,22 +36,25 @@ class Preprocessing(Model):
 class Source(Model):
     """Where the trunk comes from: a network with weights, or another run of the same study."""
 
-    network: str | None = Field(None, description="torchvision or timm name; see `regraft cuts NAME`")
+    network: str | None = Field(default=None, description="torchvision or timm name; see `regraft cuts NAME`")
     weights: str = Field(
-        "random",
+        default="random",
         pattern=r"^(random|pretrained(:.+)?|file:.+)$",
         description="random | pretrained | pretrained:TAG | file:PATH (safetensors or a state dict)",
     )
     stem: Literal["imagenet", "cifar"] = Field(
-        "imagenet", description="cifar: 3x3 stride-1 first convolution, no max-pooling (ResNets only)"
+        default="imagenet", description="cifar: 3x3 stride-1 first convolution, no max-pooling (ResNets only)"
     )
     image_size: int | None = Field(
-        None, ge=1, le=4096, description="default: the weights' own; for random weights the data set's own"
+        default=None,
+        ge=1,
+        le=4096,
+        description="default: the weights' own; for random weights the data set's own",
     )
     preprocessing: Preprocessing | None = Field(
-        None, description="what `file:` weights expect; pretrained weights bring their own"
+        default=None, description="what `file:` weights expect; pretrained weights bring their own"
     )
-    run: str | None = Field(None, description="name of a row of this study whose trained network is the source")
+    run: str | None = Field(default=None, description="name of a row of this study whose trained network is the source")
 
     @model_validator(mode="after")
     def _one_kind(self) -> Source:
@@ -73,12 +77,14 @@ class Target(Model):
     """A data set and a budget of labelled images; the validation part is carved out of that budget."""
 
     data: str = Field(description="cifar10, cifar100, digits, any torchvision set, or folder:PATH")
-    per_class: int | None = Field(None, ge=1, description="labelled images per class")
-    fraction: float | None = Field(None, gt=0, le=1, description="share of each class of the training split")
-    classes: tuple[str, ...] | None = Field(None, min_length=2, description="only these classes, in this order")
-    validation: float = Field(0.1, ge=0, le=0.5, description="share of the budget kept for validation")
+    per_class: int | None = Field(default=None, ge=1, description="labelled images per class")
+    fraction: float | None = Field(default=None, gt=0, le=1, description="share of each class of the training split")
+    classes: tuple[str, ...] | None = Field(default=None, min_length=2, description="only these classes, in this order")
+    validation: float = Field(default=0.1, ge=0, le=0.5, description="share of the budget kept for validation")
     test_images: int | None = Field(
-        None, ge=1, description="score only this many test images (stratified, the same for every run)"
+        default=None,
+        ge=1,
+        description="score only this many test images (stratified, the same for every run)",
     )
 
     @model_validator(mode="after")
@@ -92,37 +98,48 @@ class Target(Model):
         """For tables: 'all', '10 %', '50 per class'."""
         if self.per_class is not None:
             return f"{self.per_class} per class"
-        return "all" if self.fraction in (None, 1.0) else f"{100 * self.fraction:g} %"  # type: ignore[operator]
+        return "all" if self.fraction in (None, 1.0) else f"{100 * self.fraction:g} %"
 
 
 class Head(Model):
     """What is grafted on the trunk."""
 
     kind: Literal["linear", "mlp", "rest"] = Field(
-        "linear", description="rest: the network's remaining blocks, re-initialised, and a new classifier"
+        default="linear",
+        description="rest: the network's remaining blocks, re-initialised, and a new classifier",
     )
-    hidden: int = Field(256, ge=1, le=65536, description="width of the mlp's hidden layer")
-    dropout: float = Field(0.0, ge=0, lt=1, description="before the last layer of the mlp")
+    hidden: int = Field(default=256, ge=1, le=65536, description="width of the mlp's hidden layer")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="before the last layer of the mlp")
 
 
 class Recipe(Model):
     """How to train."""
 
     optimizer: Literal["sgd", "adamw", "lbfgs"] = Field(
-        "sgd", description="lbfgs: full-batch logistic regression, for linear heads on a frozen trunk"
+        default="sgd", description="lbfgs: full-batch logistic regression, for linear heads on a frozen trunk"
     )
-    epochs: int = Field(10, ge=1, le=100_000)
-    batch_size: int = Field(128, ge=1, le=1_000_000)
-    lr: float = Field(0.1, gt=0, le=1000, description="peak learning rate")
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(5e-4, ge=0, le=1000, description="spares BatchNorm and biases")
-    schedule: Literal["cosine", "constant", "one-cycle"] = "cosine"
-    warmup: float = Field(0.0, ge=0, le=0.9, description="share of all steps with a rising learning rate")
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    augment: Literal["none", "flip", "crop-flip"] = Field(
-        "none", description="crop-flip: reflect-pad by 1/8 of the side, random crop, horizontal flip"
+    epochs: int = Field(
+        default=10,
+        ge=1,
+        le=100_000,
+        description="passes over the training images; for lbfgs, iterations at most",
     )
-    keep: Literal["last", "best"] = Field("last", description="epoch to keep; best is chosen on validation only")
+    batch_size: int = Field(default=128, ge=1, le=1_000_000, description="images a step")
+    lr: float = Field(default=0.1, gt=0, le=1000, description="peak learning rate")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="of sgd, with Nesterov's correction")
+    weight_decay: float = Field(default=5e-4, ge=0, le=1000, description="spares BatchNorm and biases")
+    schedule: Literal["cosine", "constant", "one-cycle"] = Field(
+        default="cosine",
+        description="of the learning rate; one-cycle: a quarter of the steps up, then down to 0",
+    )
+    warmup: float = Field(default=0.0, ge=0, le=0.9, description="share of all steps with a rising learning rate")
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="share of each label spread evenly")
+    augment: Augmentation = Field(
+        default="none", description="crop-flip: reflect-pad by 1/8 of the side, random crop, horizontal flip"
+    )
+    keep: Literal["last", "best"] = Field(
+        default="last", description="epoch to keep; best is chosen on validation only"
+    )
 
 
 def _short_head(value: object) -> object:
@@ -140,16 +157,19 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_as_list), Field(min_length=1
 class Row(Model):
     """One named cell of the table: run once per seed and recipe."""
 
-    name: str = Field(min_length=1, max_length=200)
-    source: str
-    cut: str | None = Field(None, description="last layer of the trunk; none: all but the classifier")
-    method: Method = "finetune"
-    head: HeadField = Head()
-    target: str
+    name: str = Field(min_length=1, max_length=200, description="in tables, figures and files")
+    source: str = Field(description="name of a source")
+    cut: str | None = Field(default=None, description="last layer of the trunk; none: all but the classifier")
+    method: Method = Field(
+        default="finetune",
+        description="frozen: only the head learns (linear probe); finetune: everything does",
+    )
+    head: HeadField = Field(default=Head(), description="linear, mlp or rest; or a mapping with `kind`")
+    target: str = Field(description="name of a target")
     recipe: Names = Field(description="one or several recipes; the best on validation is scored on test")
-    seeds: tuple[Seed, ...] | None = Field(None, min_length=1, description="instead of the study's seeds")
-    note: str = Field("", description="shown in the table: what the row is, what was made smaller")
-    original: float | None = Field(None, ge=0, le=1, description="accuracy the original study reported")
+    seeds: tuple[Seed, ...] | None = Field(default=None, min_length=1, description="instead of the study's seeds")
+    note: str = Field(default="", description="shown in the table: what the row is, what was made smaller")
+    original: float | None = Field(default=None, ge=0, le=1, description="accuracy the original study reported")
 
 
 def _head_list(value: object) -> object:
@@ -160,14 +180,20 @@ class Grid(Model):
     """Every combination of the lists, each a row; `name` is filled with the combination's values."""
 
     name: str = Field(
-        "{source} | {cut} | {method} | {head} | {target}",
+        default="{source} | {cut} | {method} | {head} | {target}",
         description="fields in braces: source, cut, method, head, target",
     )
-    source: Names
-    cut: Annotated[tuple[str | None, ...], BeforeValidator(_as_list), Field(min_length=1)] = (None,)
-    method: Annotated[tuple[Method, ...], BeforeValidator(_as_list), Field(min_length=1)] = ("finetune",)
-    head: Annotated[tuple[Head, ...], BeforeValidator(_head_list), Field(min_length=1)] = (Head(),)
-    target: Names
-    recipe: Names
-    seeds: tuple[Seed, ...] | None = Field(None, min_length=1)
-    note: str = ""
+    source: Names = Field(description="one source or a list")
+    cut: Annotated[tuple[str | None, ...], BeforeValidator(_as_list), Field(min_length=1)] = Field(
+        default=(None,), description="one cut or a list"
+    )
+    method: Annotated[tuple[Method, ...], BeforeValidator(_as_list), Field(min_length=1)] = Field(
+        default=("finetune",), description="one method or a list"
+    )
+    head: Annotated[tuple[Head, ...], BeforeValidator(_head_list), Field(min_length=1)] = Field(
+        default=(Head(),), description="one head or a list"
+    )
+    target: Names = Field(description="one target or a list")
+    recipe: Names = Field(description="choices for every combination; the best on validation is scored")
+    seeds: tuple[Seed, ...] | None = Field(default=None, min_length=1, description="instead of the study's seeds")
+    note: str = Field(default="", description="shown in the table beside each of the rows")

@@ -22,14 +22,18 @@ class Study(Model):
     """What to compare: sources, targets, recipes, and the rows and grids that combine them."""
 
     study: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$", description="name, used for folders")
-    question: str = Field("", description="what the study asks, in a sentence; heads the report")
-    seeds: tuple[Seed, ...] = Field((0, 1, 2), min_length=1)
-    sources: dict[str, Source] = Field(min_length=1)
-    targets: dict[str, Target] = Field(min_length=1)
-    recipes: dict[str, Recipe] = Field(min_length=1)
-    rows: tuple[Row, ...] = ()
-    grid: tuple[Grid, ...] = ()
-    cost: str = Field("", description="what a run of it takes, in words")
+    question: str = Field(default="", description="what the study asks, in a sentence; heads the report")
+    seeds: tuple[Seed, ...] = Field(
+        default=(0, 1, 2),
+        min_length=1,
+        description="each seed is one repetition: its own subset, initialisation and order",
+    )
+    sources: dict[str, Source] = Field(min_length=1, description="by name: where trunks come from")
+    targets: dict[str, Target] = Field(min_length=1, description="by name: data set and budget of labels")
+    recipes: dict[str, Recipe] = Field(min_length=1, description="by name: how to train")
+    rows: tuple[Row, ...] = Field(default=(), description="named rows, one by one")
+    grid: tuple[Grid, ...] = Field(default=(), description="rows as combinations; one grid or a list of them")
+    cost: str = Field(default="", description="what a run of it takes, in words")
 
     @field_validator("seeds")
     @classmethod
@@ -95,10 +99,10 @@ class _Loader(yaml.SafeLoader):
     """Safe, and stricter: a key given twice, or an alias (the way to a YAML bomb), is refused."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.events.AliasEvent):  # type: ignore[no-untyped-call]
+        if self.check_event(yaml.events.AliasEvent):
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise yaml.YAMLError(f"line {mark.line + 1}: anchors and aliases are not used in study files")
-        return super().compose_node(parent, index)  # type: ignore[no-untyped-call,no-any-return]
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -127,6 +131,8 @@ def _read(path: str | Path) -> tuple[str, str]:
         if file.stat().st_size > MAX_FILE_BYTES:
             raise StudyError(f"{path}: larger than {MAX_FILE_BYTES:,} bytes; not a study file")
         return file.read_text("utf-8"), str(path)
+    except StudyError:
+        raise
     except UnicodeDecodeError:
         raise StudyError(f"{path}: not a text file in UTF-8") from None
     except (OSError, ValueError) as error:
@@ -143,9 +149,7 @@ def _expand(grid: Grid, where: str) -> Iterator[Row]:
         try:
             name = grid.name.format(**words)
         except (KeyError, IndexError, ValueError, AttributeError) as error:
-            raise StudyError(
-                f"{where}.name: cannot fill {grid.name!r} ({error}); fields: {', '.join(words)}"
-            ) from None
+            raise StudyError(f"{where}.name: cannot fill {grid.name!r} ({error}); fields: {', '.join(words)}") from None
         yield Row(
             name=name, source=source, cut=cut, method=method, head=head, target=target,
             recipe=grid.recipe, seeds=grid.seeds, note=grid.note,
@@ -162,11 +166,12 @@ def _check_names(study: Study, rows: tuple[Row, ...]) -> None:
                 "(in a grid, put every varying field into `name`)"
             )
         names[row.name] = where
-        for field, name, table in (
+        used: list[tuple[str, str, Mapping[str, object]]] = [
             ("source", row.source, study.sources),
             ("target", row.target, study.targets),
             *(("recipe", name, study.recipes) for name in row.recipe),
-        ):
+        ]
+        for field, name, table in used:
             if name not in table:
                 known = ", ".join(sorted(table))
                 raise UnknownName(f"{where}.{field}: no {field} {name!r}{nearest(name, table)} Known: {known}.")

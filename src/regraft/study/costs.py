@@ -12,13 +12,15 @@ from regraft.spec import Run
 from regraft.study.check import image_size
 from regraft.study.keys import Keys, cacheable
 
-SMALL = 2e9  # FLOPs that the overhead of any step is worth
+SMALL = 3e8  # FLOPs that the overhead of any step is worth
 BACKWARD = 3  # a training step is about three forward passes
 HEAD_BYTES, RECORD_BYTES = 4, 4_000
 
 
 @dataclass(frozen=True)
 class Cost:
+    """Of one step, or of several together."""
+
     flops: float = 0.0
     images: float = 0.0  # through the network, forward passes of images (a training image counts once an epoch)
     disk_bytes: float = 0.0

@@ -82,8 +82,7 @@ def obtain_features(task: FeatureTask, bench: Bench, advance: Advance, wait: boo
     table = key_of({**bench.keys.features(first, task.split), "cut": "any"})
     with bench.store.locked(f"features-{table}", wait=wait):
         todo = {
-            run: np.setdiff1d(task.positions, covered(bench.store, _group(run, bench, task.split)))
-            for run in task.runs
+            run: np.setdiff1d(task.positions, covered(bench.store, _group(run, bench, task.split))) for run in task.runs
         }
         every = np.unique(np.concatenate(list(todo.values())))
         if len(every) == 0:
@@ -178,9 +177,7 @@ def _pass(trunk: Trunk, run: Run, split: str, positions: Positions, bench: Bench
     return extract(trunk, images)
 
 
-def _store_shard(
-    run: Run, split: str, positions: Positions, rows: Tensor, trunk_hash: str, bench: Bench
-) -> None:
+def _store_shard(run: Run, split: str, positions: Positions, rows: Tensor, trunk_hash: str, bench: Bench) -> None:
     table = bench.keys.features(run, split)
     spec: dict[str, Any] = {**table, "positions": positions.tolist()}
     values = {"positions": positions.tolist(), "trunk_sha256": trunk_hash, "width": int(rows.shape[1])}

@@ -20,6 +20,7 @@ FEATURES_VERSION = 1
 FIT_VERSION = 1
 SCORE_VERSION = 1
 
+
 class NotTrained(RunError):
     """A key cannot be known yet: it depends on a run that has no result."""
 

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import os
 from pathlib import Path
+from types import ModuleType
 
 try:
-    import fcntl
+    fcntl: ModuleType | None = importlib.import_module("fcntl")
 except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None
 
 _UNSUPPORTED = {errno.ENOSYS, errno.ENOTSUP, errno.EINVAL, errno.ENOLCK}
 
 
-class Busy(Exception):  # noqa: N818 - a state, not a failure; never reaches the user
+class Busy(Exception):
     """Another process is computing this."""
 
 

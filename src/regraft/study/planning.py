@@ -11,7 +11,7 @@ from regraft.study.check import check
 from regraft.study.costs import Cost, Costs, measure_flops_per_second
 from regraft.study.features import covered
 from regraft.study.keys import Keys, NotTrained, cacheable
-from regraft.study.plan import Cell, plan, source_cell
+from regraft.study.plan import plan, source_cell
 from regraft.study.store import Store, key_of
 
 EFFICIENCY = 0.5  # of a bare convolution's speed that whole networks reach
@@ -181,9 +181,7 @@ def _graph(study: Study, runs: list[Run], keys: Keys) -> list[str]:
 
 def _sum(costs: Iterable[Cost]) -> Cost:
     costs = list(costs)
-    return Cost(
-        sum(c.flops for c in costs), sum(c.images for c in costs), sum(c.disk_bytes for c in costs)
-    )
+    return Cost(sum(c.flops for c in costs), sum(c.images for c in costs), sum(c.disk_bytes for c in costs))
 
 
 def _scaled(cost: Cost, share: float) -> Cost:

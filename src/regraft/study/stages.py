@@ -16,6 +16,7 @@ from regraft.learn.score import score
 from regraft.learn.solve import logistic_regression
 from regraft.networks import Grafted, graft, load_body, make_head
 from regraft.spec import Run, Source
+from regraft.spec.models import Augmentation
 from regraft.study.bench import Bench, Part, own_names
 from regraft.study.features import read_features, test_positions
 from regraft.study.keys import cacheable
@@ -183,7 +184,7 @@ def _grafted(run: Run, bench: Bench) -> Grafted:
     )  # fmt: skip
 
 
-def _image_batches(run: Run, part: Part, bench: Bench, *, augmentation: str = "none") -> ImageBatches:
+def _image_batches(run: Run, part: Part, bench: Bench, *, augmentation: Augmentation = "none") -> ImageBatches:
     return ImageBatches(
         bench.images(run, part.split)[part.positions],
         part.labels,

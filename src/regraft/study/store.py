@@ -175,9 +175,7 @@ class Store:
     def path(self, key: str) -> Path:
         return self.root / "objects" / key[:2] / key
 
-    def _write(
-        self, key: str, spec: Mapping[str, Any], payload: Payload, record: dict[str, Any]
-    ) -> Artifact:
+    def _write(self, key: str, spec: Mapping[str, Any], payload: Payload, record: dict[str, Any]) -> Artifact:
         from safetensors.torch import save_file
 
         with self._writing():
@@ -257,7 +255,7 @@ class Scratch:
                 continue
             with safe_open(file, framework="pt") as f:
                 state = json.loads(f.metadata()["state"])
-                tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 - not a dict
+                tensors = {name: f.get_tensor(name) for name in f.keys()}
             self.seconds_before = state.pop("_seconds")
             return state, tensors
         return None
