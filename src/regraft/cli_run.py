@@ -7,6 +7,7 @@ import json
 import shlex
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from pathlib import Path
 import typer
 
 from regraft.cli_text import show
+from regraft.errors import StoreError
 from regraft.show.progress import choose_display
 from regraft.show.report import write_report
 from regraft.show.tables import results_table
@@ -44,6 +46,7 @@ class Wishes:
 
 def execute(study: Study, store: Store, wishes: Wishes) -> int:
     """Run `study`, write its files, print the outcome; returns the exit code."""
+    make_folder(wishes.out)  # before hours of work, not after
     try:
         with time_limit(wishes.minutes) as limit, choose_display(_kind(wishes)) as report:
             results = run_study(
@@ -65,11 +68,30 @@ def execute(study: Study, store: Store, wishes: Wishes) -> int:
     return INCOMPLETE if results.missing else COMPLETE
 
 
+def make_folder(folder: Path) -> None:
+    """Raises StoreError unless files can be written there."""
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+
+
 def write_files(results: Results, folder: Path) -> None:
     """results.csv (what the study determines), results.json (and what it took), report.html."""
-    results.to_csv(folder / "results.csv")
-    results.to_json(folder / "results.json")
-    write_report(results, folder / "report.html")
+    with _writing(folder):
+        results.to_csv(folder / "results.csv")
+        results.to_json(folder / "results.json")
+        write_report(results, folder / "report.html", command=_this_command())
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"cannot write to {folder}: {error.strerror or error}; name another folder with --out"
+        ) from error
 
 
 @dataclass(frozen=True)

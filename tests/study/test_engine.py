@@ -304,3 +304,88 @@ def test_a_damaged_score_is_scored_again(store: Store) -> None:
 
 def csv(results: Results, folder: Path) -> str:
     return results.to_csv(folder / "results.csv").read_text()
+
+
+def test_a_recipe_that_diverges_leaves_the_others_in_the_choice(store: Store) -> None:
+    data = small_study(grid=[], rows=[{**small_study()["rows"][0], "recipe": ["wild", "fast"]}])
+    data["rows"].append({**data["rows"][0], "name": "all wild", "recipe": ["wild"]})
+    data["sources"].pop("trained")
+    data["recipes"]["wild"] = {"epochs": 30, "batch_size": 8, "lr": 1000, "weight_decay": 100, "schedule": "constant"}
+    results = run_study(Study.from_dict(data), store, threads=1)
+    assert [(c.row, c.recipe) for c in results.cells] == [("source", "fast")]
+    assert "learning rate" in results.missing[0].reason
+    events: list[Event] = []
+    run_study(Study.from_dict(data), store, threads=1, report=events.append)
+    assert not [e for e in events if isinstance(e, StepStarted) and e.stage == "fit"], "found out a second time"
+
+
+def test_equal_trunk_specs_are_equal_trunks(store: Store) -> None:
+    """A frozen parent hands on its own source's trunk, with that source's seed."""
+    data = small_study(grid=[])
+    frozen = {"cut": "layer2", "method": "frozen", "target": "few", "recipe": "steps"}
+    data["rows"] = [
+        {"name": "source", "source": "random", "seeds": [0], **frozen},
+        {"name": "heir", "source": "trained", "seeds": [0, 1, 2], **frozen},
+    ]
+    results = run_study(Study.from_dict(data), store, threads=1)
+    assert results.missing == []
+    specs = {str(store.read(cell.key).spec["trunk"]) for cell in results.cells}
+    hashes = {store.read(cell.key).values["trunk_sha256"]["before"] for cell in results.cells}
+    assert len(specs) == 1
+    assert len(hashes) == 1
+
+
+def test_choosing_on_images_that_the_source_was_trained_on_is_refused() -> None:
+    data = small_study(grid=[])
+    data["rows"] = [
+        {"name": "source", "source": "random", "target": "few", "recipe": "fast", "seeds": [0]},
+        {"name": "heir", "source": "trained", "target": "few", "recipe": ["fast", "steps"], "seeds": [1]},
+    ]
+    with pytest.raises(StudyError, match="validation images"):
+        plan(Study.from_dict(data))
+
+
+def test_a_folder_that_is_away_costs_its_own_rows_only(store: Store, tmp_path: Path) -> None:
+    data = small_study(grid=[], rows=small_study()["rows"][:1])
+    data["sources"].pop("trained")
+    data["targets"]["usb"] = {"data": f"folder:{tmp_path / 'unplugged'}"}
+    data["rows"].append({"name": "away", "source": "random", "target": "usb", "recipe": "fast"})
+    study = Study.from_dict(data)
+    assert estimate(study, store).seconds is None
+    results = run_study(study, store, threads=1)
+    assert [c.row for c in results.cells] == ["source"]
+    assert {m.row for m in results.missing} == {"away"}
+    assert "unplugged" in results.missing[0].reason
+
+
+def test_more_test_images_than_the_classes_have_cost_their_own_row_only(store: Store) -> None:
+    data = small_study(grid=[], rows=small_study()["rows"][:1])
+    data["sources"].pop("trained")
+    data["targets"]["two"] = {"data": "digits", "classes": ["0", "1"], "test_images": 200}
+    data["rows"].append({"name": "greedy", "source": "random", "target": "two", "recipe": "fast"})
+    results = run_study(Study.from_dict(data), store, threads=1)
+    assert [c.row for c in results.cells] == ["source"]
+    assert "test" in results.missing[0].reason
+
+
+def test_recipes_to_choose_from_need_a_validation_image(store: Store) -> None:
+    data = small_study(grid=[])
+    data["targets"]["few"] = {"data": "digits", "fraction": 0.001}
+    data["rows"] = [{"name": "a", "source": "random", "target": "few", "recipe": ["fast", "steps"]}]
+    data["sources"].pop("trained")
+    with pytest.raises(TooFewImages, match="validation"):
+        run_study(Study.from_dict(data), store)
+
+
+def test_a_damaged_source_is_trained_again_at_the_next_start(store: Store) -> None:
+    data = small_study(grid=[], rows=small_study()["rows"][:2])
+    study = Study.from_dict(data)
+    first = run_study(study, store, threads=1)
+    source = store.read(first.cells[0].key).path / "data.safetensors"
+    source.write_bytes(source.read_bytes()[:-1] + b"\1")
+    for cell in first.cells[1:]:
+        store.set_aside(cell.key, "to be trained again")
+    run_study(study, store, threads=1)  # notices the damage and sets the source aside
+    again = run_study(study, store, threads=1)
+    assert again.missing == []
+    assert [c.accuracy for c in again.cells] == [c.accuracy for c in first.cells]

@@ -226,6 +226,41 @@ def test_the_loaded_data_set_has_the_digest_that_was_told_before(colours: Path, 
     assert dataset_digest(f"folder:{colours}", 8, home) == load_dataset(f"folder:{colours}", 8, home).digest
 
 
+def test_pictures_that_change_while_they_are_read_are_kept_under_no_digest(colours: Path, home: Path) -> None:
+    before = dataset_digest(f"folder:{colours}", 8, home)
+
+    def change(done: int, total: int | None) -> None:
+        Image.new("RGB", (12, 10), (9, 9, 9)).save(colours / "green" / "7.png")
+
+    with pytest.raises(DataDamaged, match="changed while they were read; nothing was kept"):
+        load_dataset(f"folder:{colours}", 8, home, report=change)
+    assert not list((home / "data").glob("*folder-*-8*"))
+    after = load_dataset(f"folder:{colours}", 8, home)
+    assert after.digest == dataset_digest(f"folder:{colours}", 8, home) != before
+    assert any((image == 9).all() for image in (*after.train.images, *after.test.images))
+
+
+@pytest.mark.parametrize("settled_after_ns", [-1, 2 * 10**9])
+@pytest.mark.parametrize("change", ["repainted", "added", "removed", "renamed", "moved to another class"])
+def test_a_folder_changed_between_key_and_load_comes_with_another_digest(
+    change: str, settled_after_ns: int, colours: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("regraft.data.folders.SETTLED_AFTER_NS", settled_after_ns)
+    in_key = load_dataset(f"folder:{colours}", 8, home).digest
+    assert in_key == dataset_digest(f"folder:{colours}", 8, home)
+    file = colours / "green" / "7.png"
+    if change == "repainted":
+        Image.new("RGB", (12, 10), (9, 9, 9)).save(file)
+    elif change == "added":
+        shutil.copy(file, file.with_name("new.png"))
+    elif change == "removed":
+        file.unlink()
+    else:
+        file.rename(file.with_name("x.png") if change == "renamed" else colours / "red" / "x.png")
+    loaded = load_dataset(f"folder:{colours}", 8, home).digest
+    assert loaded == dataset_digest(f"folder:{colours}", 8, home) != in_key
+
+
 def test_files_that_changed_just_now_are_read_each_time(colours: Path, home: Path) -> None:
     """They could change again within the time stamp's resolution."""
     dataset_digest(f"folder:{colours}", 8, home)

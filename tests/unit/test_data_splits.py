@@ -134,6 +134,61 @@ def test_positions_lead_to_the_whole_split_after_two_choices() -> None:
     assert np.array_equal(twice.test.images[:, 0, 0, 0], twice.test.indices)
 
 
+def with_validation() -> Dataset:
+    validation = Split(marked_images(9), np.repeat(np.arange(3), 3), CLASSES)
+    train = Split(marked_images(12), np.arange(12) % 3, CLASSES)
+    return Dataset("small", train, a_test_split(), validation, digest="d", image_size=2)
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [(), (("bee", "ant"),), (("cow", "ant"),), (("cow", "bee", "ant"),), (("cow", "bee", "ant"), ("bee", "cow"))],
+)
+def test_positions_lead_from_every_selected_split_to_the_same_images_in_the_whole_one(
+    choices: tuple[tuple[str, ...], ...],
+) -> None:
+    whole = chosen = with_validation()
+    for names in choices:
+        chosen = chosen.with_classes(names)
+    assert whole.validation is not None
+    assert chosen.validation is not None
+    for before, after, positions in (
+        (whole.train, chosen.train, chosen.train_indices),
+        (whole.validation, chosen.validation, chosen.validation_indices),
+        (whole.test, chosen.test, chosen.test.indices),
+    ):
+        assert np.array_equal(before.images[positions], after.images)
+    for before, after, positions in (
+        (whole.train, chosen.train, chosen.train_indices),
+        (whole.validation, chosen.validation, chosen.validation_indices),
+    ):
+        true = [before.classes[label] for label in before.labels[positions]]
+        assert true == [after.classes[label] for label in after.labels]
+
+
+def test_without_a_validation_split_there_are_no_positions_in_it() -> None:
+    assert len(a_dataset().validation_indices) == 0
+    assert len(a_dataset().with_classes(("bee", "cow")).validation_indices) == 0
+
+
+def test_neighbouring_classes_of_a_sorted_split_share_its_memory() -> None:
+    """A folder's arrays are sorted by class; ten of a thousand classes are not copied."""
+    split = Split(marked_images(9), np.repeat(np.arange(3), 3), CLASSES)
+    assert np.shares_memory(split.select_classes(("cow", "bee"))[0].images, split.images)
+    assert split.select_classes(("cow", "bee"))[0].images[:, 0, 0, 0].tolist() == [3, 4, 5, 6, 7, 8]
+
+
+@pytest.mark.parametrize("part", ["test", "validation"])
+def test_classes_without_an_image_in_a_part_are_refused(part: str) -> None:
+    full = Split(marked_images(3), np.arange(3), CLASSES)
+    only_ants = np.zeros(3, np.int64)
+    test = TestSplit(marked_images(3), only_ants if part == "test" else full.labels, CLASSES)
+    validation = Split(marked_images(3), only_ants, CLASSES) if part == "validation" else full
+    data = Dataset("small", full, test, validation, digest="d", image_size=2)
+    with pytest.raises(TooFewImages, match=f"its {part} part has no image of the classes bee, cow"):
+        data.with_classes(("bee", "cow"))
+
+
 def test_an_unknown_class_is_refused_with_the_nearest() -> None:
     with pytest.raises(UnknownName, match="no class 'cows'; did you mean 'cow'"):
         a_dataset().with_classes(("ant", "cows"))

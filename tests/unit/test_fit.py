@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from regraft.errors import Diverged
 from regraft.learn.batches import FeatureBatches, ImageBatches
-from regraft.learn.fit import fit, learning_rate
+from regraft.learn.fit import fit, learning_rate, predict
 from regraft.learn.solve import logistic_regression
 from regraft.seeding import stream, torch_stream
 from regraft.spec import Preprocessing, Recipe
@@ -142,9 +142,10 @@ def test_logistic_regression_finds_scikit_learns_optimum() -> None:
     x = rng.normal(size=(120, 6)) * [1, 5, 0.1, 2, 1, 1]
     y = rng.integers(0, 3, 120)
     x[np.arange(120), y] += 1.0
-    weight, bias = logistic_regression(
+    weight, bias, converged = logistic_regression(
         torch.from_numpy(x), torch.from_numpy(y), classes=3, weight_decay=0.1, max_iterations=1000
     )
+    assert converged
     standard = (x - x.mean(0)) / x.std(0)
     peer = LogisticRegression(C=1 / (0.1 * 120), tol=1e-8, max_iter=10_000).fit(standard, y)
     ours = torch.softmax(torch.from_numpy(x).float() @ weight.T + bias, 1).numpy()
@@ -153,7 +154,10 @@ def test_logistic_regression_finds_scikit_learns_optimum() -> None:
 
 def test_constant_features_do_no_harm() -> None:
     x = torch.cat([torch.randn(30, 2, generator=torch_stream(0, "x")), torch.full((30, 1), 7.0)], 1)
-    weight, bias = logistic_regression(x, torch.arange(30) % 2, classes=2, weight_decay=0.1, max_iterations=50)
+    weight, bias, converged = logistic_regression(
+        x, torch.arange(30) % 2, classes=2, weight_decay=0.1, max_iterations=1
+    )
+    assert not converged
     assert torch.isfinite(weight).all()
     assert torch.isfinite(bias).all()
 
@@ -162,3 +166,27 @@ def test_batches_of_features_are_the_features() -> None:
     features = torch.arange(12.0).view(4, 3)
     batches = FeatureBatches(features, np.array([0, 1, 0, 1]), device=CPU)
     assert torch.equal(batches.take(torch.tensor([2, 0]), None), features[[2, 0]])
+
+
+def test_evaluation_goes_on_in_smaller_chunks_when_memory_does_not_suffice() -> None:
+    class Small(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if len(x) > 7:
+                raise torch.OutOfMemoryError("no room")
+            return x.mean((2, 3))[:, :2]
+
+    data = squares(50)
+    whole = data.take(torch.arange(50), None).mean((2, 3))[:, :2]
+    assert torch.equal(predict(Small(), data), whole)
+
+
+def test_a_validation_loss_that_is_not_finite_is_named() -> None:
+    class Odd(nn.Linear):
+        """Finite in training, infinite in evaluation."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            out = super().forward(x.flatten(1))
+            return out if self.training else out * float("inf")
+
+    with pytest.raises(Diverged, match="validation loss"):
+        fit(Odd(192, 2), squares(20), squares(10), Recipe(epochs=1, lr=0.01), seed=0, device=CPU)

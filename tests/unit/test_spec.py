@@ -69,7 +69,7 @@ def test_an_unknown_name_is_refused_with_its_path_and_the_nearest_one(
         ("recipes.short.lr", float("nan"), "recipes.short.lr"),
         ("recipes.short.lr", float("inf"), "recipes.short.lr"),
         ("seeds", [], "seeds"),
-        ("seeds", [3, 3], "seeds must differ"),
+        ("seeds", [3, 3], "seeds: these must differ from each other, got [3, 3]"),
         ("seeds", [-1], "seeds[0]"),
         ("targets.few.fraction", 0.1, "not both"),
         ("targets.few.validation", 0.9, "targets.few.validation"),

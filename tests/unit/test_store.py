@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
+import subprocess
+import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +16,8 @@ import pytest
 import torch
 
 from regraft.errors import ArtifactDamaged, StoreError, UnknownName
-from regraft.study.locks import Busy, Lock
+from regraft.study import store as store_module
+from regraft.study.locks import Busy, Lock, held
 from regraft.study.store import Payload, Scratch, Store, canonical, key_of
 
 SPEC: dict[str, Any] = {"stage": "test", "version": 1, "x": 1}
@@ -79,6 +85,19 @@ def test_a_damaged_artifact_is_set_aside_and_computed_again(tmp_path: Path) -> N
     assert "values.json" in (kept[0] / "why.txt").read_text()
 
 
+def test_damaged_tensors_are_set_aside_and_computed_again(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    artifact = store.cached(SPEC, payload)
+    assert torch.equal(store.tensors(artifact)["w"], torch.arange(6.0).view(2, 3))
+    data = artifact.path / "data.safetensors"
+    data.write_bytes(data.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(ArtifactDamaged, match=r"set aside in .*damaged; run again"):
+        store.tensors(artifact)
+    assert store.get(artifact.key) is None
+    assert "data.safetensors" in next((tmp_path / "damaged").glob("*/why.txt")).read_text()
+    assert torch.equal(store.tensors(store.cached(SPEC, payload))["w"], torch.arange(6.0).view(2, 3))
+
+
 def test_a_failed_computation_leaves_no_artifact(tmp_path: Path) -> None:
     store = Store(tmp_path)
 
@@ -122,9 +141,11 @@ def test_two_threads_compute_one_thing_once(tmp_path: Path) -> None:
 def test_a_lock_is_free_again_after_release(tmp_path: Path) -> None:
     first, second = Lock(tmp_path / "l", wait=False), Lock(tmp_path / "l", wait=False)
     first.acquire()
+    assert held(tmp_path / "l")
     with pytest.raises(Busy):
         second.acquire()
     first.release()
+    assert not held(tmp_path / "l")
     second.acquire()
     second.release()
     assert not (tmp_path / "l").exists()
@@ -142,6 +163,18 @@ def test_a_checkpoint_comes_back_whole_or_not_at_all(tmp_path: Path) -> None:
     (file,) = (tmp_path / "w").glob("checkpoint-*")
     file.write_bytes(file.read_bytes()[:-1])
     assert Scratch(tmp_path / "w").load() is None
+
+
+def test_a_checkpoint_of_another_format_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later release may keep something else under the same key."""
+    with monkeypatch.context() as later:
+        later.setattr(store_module, "CHECKPOINT_FORMAT", 2)
+        Scratch(tmp_path / "w").save({"epochs": [1]}, {"w": torch.ones(3)})
+    assert Scratch(tmp_path / "w").load() is None
+    Scratch(tmp_path / "w").save({"epoch": 1}, {"w": torch.ones(3)})
+    loaded = Scratch(tmp_path / "w").load()
+    assert loaded is not None
+    assert loaded[0] == {"epoch": 1}
 
 
 def test_time_of_interrupted_attempts_is_counted(tmp_path: Path) -> None:
@@ -185,3 +218,76 @@ def test_the_record_says_what_made_it(tmp_path: Path) -> None:
     assert record["device"] == "cpu"
     assert record["seconds"] >= 0
     assert json.loads(canonical(record)) == record
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no permission bits")
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_all_files_of_an_artifact_have_the_permissions_of_new_files(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        artifact = Store(tmp_path).cached(SPEC, payload)
+        Scratch(tmp_path / "w").save({}, {"w": torch.ones(1)})
+    finally:
+        os.umask(before)
+    files = [*artifact.path.iterdir(), *(tmp_path / "w").iterdir()]
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o666 & ~umask}
+    assert len(files) == 5
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system with one megabyte of room."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)]
+    if sys.platform != "linux" or os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("only root can mount a small file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_said_and_leaves_nothing_unfinished(full_disk: Path) -> None:
+    store = Store(full_disk)
+    kept = store.cached(SPEC, payload)
+    large = {"w": torch.ones(1_000_000)}
+    with pytest.raises(StoreError, match=r"cannot write to the store .*No space left.*what is finished is kept"):
+        store.cached({**SPEC, "x": 2}, lambda _: Payload({}, large))
+    scratch = Scratch(full_disk / "work" / "k")
+    scratch.save({"epoch": 1}, {"w": torch.ones(3)})
+    with pytest.raises(StoreError, match=r"cannot write to the store .*No space left"):
+        scratch.save({"epoch": 2}, large)
+    loaded = scratch.load()
+    assert loaded is not None
+    assert loaded[0] == {"epoch": 1}
+    assert len(list((full_disk / "work" / "k").iterdir())) == 1
+    assert not list((full_disk / "tmp").iterdir())
+    assert store.keys() == [kept.key]
+    assert store.read(kept.key).values == {"accuracy": 0.5}
+
+
+LIMITED = """
+import resource, signal, sys, torch
+from pathlib import Path
+from regraft.errors import StoreError
+from regraft.study.store import Payload, Scratch, Store
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+root, large = Path(sys.argv[1]), {"w": torch.ones(1_000_000)}
+for write in (
+    lambda: Store(root).cached({"stage": "test", "version": 1}, lambda _: Payload({}, large)),
+    lambda: Scratch(root / "work" / "k").save({}, large),
+):
+    try:
+        write()
+    except StoreError as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits on file sizes")
+def test_a_file_that_cannot_grow_is_said_and_not_left_behind(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert [line.startswith("cannot write to the store") for line in done.stdout.splitlines()] == [True, True]
+    assert "too large" in done.stdout
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -61,6 +61,26 @@ def test_a_file_that_changes_has_another_digest(tmp_path: Path) -> None:
     assert obtain_weights(file_source(path)).digest != first
 
 
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_a_file_replaced_after_its_digest_was_taken_is_not_loaded_under_it(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"w.{suffix}"
+    write = save_file if suffix == "safetensors" else torch.save
+    write(state(seed=0), path)
+    in_key = obtain_weights(file_source(path))
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    write(state(seed=1), path)
+    os.utime(path, ns=times)  # a change that hides
+    with pytest.raises(WeightsMismatch, match=f"was replaced since this began.*it was {in_key.digest}"):
+        in_key.state()
+    again = obtain_weights(file_source(path))
+    assert again.digest == state_hash(again.state()) != in_key.digest
+    write(state(seed=0), path)
+    assert state_hash(in_key.state()) == in_key.digest
+    path.unlink()
+    with pytest.raises(WeightsUnavailable, match="is gone"):
+        in_key.state()
+
+
 def test_only_the_classifier_may_differ(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     other_classes = state(classes=3)

@@ -1,12 +1,16 @@
 """A study's answer in about three sentences, written by rules from its numbers. Nothing is guessed,
 and rows with an alarm are left out.
 
-1. What transfer was worth: the best transferred row against the best from scratch on the same target.
+1. What transfer was worth where labels are fewest: the transferred row and the row from scratch on the same images
+   that are best on validation. Choosing them by their test scores would flatter both.
 2. What freezing cost, or how far the cuts lie apart, where the study can tell.
 3. The original study's figures, and what stands in the way of trusting the table.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import fmean
 
 from regraft.analysis.stats import paired_difference
 from regraft.analysis.table import TableRow, rows_table
@@ -20,14 +24,35 @@ def answer(results: Results) -> list[str]:
         return [
             sentence for sentence in ("No row of this study has a score to rely on.", _caveats(results)) if sentence
         ]
-    weights = {cell.row: cell.weights for cell in results.cells}
+    facts = {name: _facts(results, name) for name in {cell.row for cell in results.cells}}
     sentences = [
-        _transfer(table, weights),
-        _freezing(table) or _cuts(table),
+        _transfer(table, facts),
+        _freezing(table) or _cuts(table, facts),
         _original(table),
         _caveats(results),
     ]
     return [sentence for sentence in sentences if sentence]
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """Of one row, beyond what the table shows."""
+
+    random: bool  # random weights
+    images: tuple[object, ...]  # rows with equal ones learn from the same images
+    labels: int  # in the budget
+    validation: float  # mean accuracy over seeds; -1 without validation images
+
+
+def _facts(results: Results, name: str) -> _Facts:
+    cells = [cell for cell in results.cells if cell.row == name]
+    first = cells[0]
+    return _Facts(
+        random=first.weights == "random",
+        images=(first.data, first.budget, first.class_names),
+        labels=first.train_images + first.validation_images,
+        validation=fmean(-1.0 if c.validation_accuracy is None else c.validation_accuracy for c in cells),
+    )
 
 
 def _mean(row: TableRow) -> float:
@@ -50,23 +75,28 @@ def _difference(a: TableRow, b: TableRow) -> str:
     return f"{difference.text()}, {verdict}"
 
 
-def _transfer(table: list[TableRow], weights: dict[str, str]) -> str:
-    """The target with the largest gap between its best transferred row and its best from scratch."""
+def _transfer(table: list[TableRow], facts: dict[str, _Facts]) -> str:
+    """Of the rows with the fewest labels, the best transferred one and the best from scratch on validation."""
+
+    def on_validation(row: TableRow) -> float:
+        return facts[row.name].validation
+
     pairs = []
-    for target in dict.fromkeys(row.target for row in table):
-        here = [row for row in table if row.target == target]
-        transferred = [row for row in here if weights[row.name] != "random"]
-        scratch = [row for row in here if weights[row.name] == "random" and row.method == "finetune"]
+    for images in dict.fromkeys(facts[row.name].images for row in table):
+        here = [row for row in table if facts[row.name].images == images]
+        transferred = [row for row in here if not facts[row.name].random]
+        scratch = [row for row in here if facts[row.name].random and row.method == "finetune"]
         if transferred and scratch:
-            pairs.append((max(transferred, key=_mean), max(scratch, key=_mean), len(transferred)))
+            best, other = max(transferred, key=on_validation), max(scratch, key=on_validation)
+            pairs.append((best, other, len(transferred)))
     if not pairs:
         best = max(table, key=_mean)
         return (
             f"The highest accuracy: {_text(best)} on {best.target}. No target has both a transferred row and "
             "one from scratch, so this study cannot say what transfer was worth."
         )
-    best, scratch_best, among = max(pairs, key=lambda pair: abs(_mean(pair[0]) - _mean(pair[1])))
-    chosen = f", the best of {among} transferred rows by these same test scores," if among > 1 else ""
+    best, scratch_best, among = min(pairs, key=lambda pair: facts[pair[0].name].labels)
+    chosen = f", the best of {among} transferred rows on validation," if among > 1 else ""
     return (
         f"On {best.target} ({best.budget}), {_both(best, scratch_best, chosen)}: "
         f"transfer was worth {_difference(best, scratch_best)}."
@@ -101,12 +131,12 @@ def _freezing(table: list[TableRow]) -> str:
     )
 
 
-def _cuts(table: list[TableRow]) -> str:
-    """Best against worst cut of the arm with most cuts."""
+def _cuts(table: list[TableRow], facts: dict[str, _Facts]) -> str:
+    """Best against worst cut of the arm with most cuts; of trained sources before random ones."""
     arms: dict[tuple[str, ...], list[TableRow]] = {}
     for row in table:
         arms.setdefault((row.source, row.method, row.head, row.target), []).append(row)
-    longest = max(arms.values(), key=lambda rows: len({row.cut for row in rows}))
+    longest = max(arms.values(), key=lambda rows: (len({row.cut for row in rows}), not facts[rows[0].name].random))
     best, worst = max(longest, key=_mean), min(longest, key=_mean)
     if best.cut == worst.cut:
         return ""

@@ -70,6 +70,9 @@ def load_dataset(
     home: instead of the default home folder.  offline: fetch nothing.  source_dir: take the published files
     from there.  report(done, total): bytes while fetching, pictures while decoding.
 
+    Of a folder, `digest` is that of the very pictures that were decoded: compare it with an earlier
+    `dataset_digest` to know that the folder has not changed since.
+
     Raises UnknownName, StudyError (no image_size; a folder of another form), DataUnavailable, DataDamaged.
     """
     home = default_home() if home is None else home
@@ -207,9 +210,8 @@ def _load_folder(name: str, image_size: int | None, home: Path, report: Report |
     folder = _decoded_folder(files, size, home)
     info = read_info(folder)
     if info is None:
-        digest = folders.folder_digest(files, size)
         with _space_for(folder) as temporary:
-            folders.decode_folder(listing, size, temporary, name=name, digest=digest, report=report)
+            folders.decode_folder(listing, size, temporary, home, name=name, files=files, report=report)
         info = read_info(folder)
         assert info is not None
     # The arrays are shared by every folder with this content; the name is the one that was asked for.

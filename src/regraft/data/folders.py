@@ -242,16 +242,25 @@ def _read_index(file: Path) -> dict[str, list[Any]]:
 
 
 def decode_folder(
-    listing: Listing, image_size: int, into: Path, *, name: str, digest: str,
+    listing: Listing, image_size: int, into: Path, home: Path, *, name: str, files: str,
     report: Callable[[int, int | None], None] | None = None,
 ) -> None:  # fmt: skip
-    """Decode every picture to `image_size` and write the arrays and their record into the folder `into`."""
+    """Decode every picture to `image_size` and write the arrays and their record into the folder `into`.
+
+    files: `files_digest` of the listing, taken before. Raises DataDamaged when the pictures have another one
+    afterwards: arrays never stand under the digest of pictures that they were not made from.
+    """
     unreadable: list[str] = []
-    for part, files in listing.parts.items():
+    for part, pictures in listing.parts.items():
         reasons = _decode_part(listing, part, image_size, into, report)
-        unreadable += [f"{_relative(listing.root, files[i][0])}: {reason}" for i, reason in reasons.items()]
+        unreadable += [f"{_relative(listing.root, pictures[i][0])}: {reason}" for i, reason in reasons.items()]
+    if files_digest(listing, home) != files:  # reads again only what changed or is quite new
+        raise DataDamaged(
+            f"folder:{listing.root}: pictures changed while they were read; nothing was kept. "
+            "Start again when nothing else writes there."
+        )
     write_info(
-        into, name=name, classes=listing.classes, digest=digest, origin=str(listing.root),
+        into, name=name, classes=listing.classes, digest=folder_digest(files, image_size), origin=str(listing.root),
         unreadable=tuple(unreadable),
     )  # fmt: skip
 

@@ -44,7 +44,7 @@ class Split:
     def select_classes(self, names: Sequence[str]) -> tuple[Split, NDArray[np.int64]]:
         """Only the images of `names`, labelled by their order there; also their positions in this split."""
         indices, labels = _of_classes(self.labels, self.classes, names)
-        return Split(self.images[indices], labels, tuple(names)), indices
+        return Split(_taken(self.images, indices), labels, tuple(names)), indices
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,12 +149,12 @@ class TestSplit:
             place[members[order]] = (np.arange(len(members)) + 0.5) / max(1, len(members))
         ties = stream(seed, "test-part-ties").permutation(len(self))
         kept = np.sort(np.lexsort((ties, place))[:n])
-        return TestSplit(self.images[kept], self.__labels[kept], self.classes, self.indices[kept])
+        return TestSplit(_taken(self.images, kept), self.__labels[kept], self.classes, self.indices[kept])
 
     def with_classes(self, names: Sequence[str]) -> TestSplit:
         """Only the images of the classes `names`, labelled by their order there."""
         kept, labels = _of_classes(self.__labels, self.classes, names)
-        return TestSplit(self.images[kept], labels, tuple(names), self.indices[kept])
+        return TestSplit(_taken(self.images, kept), labels, tuple(names), self.indices[kept])
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +163,8 @@ class Dataset:
 
     digest: sha256 over the content that images, labels and class names are determined by.
     image_size: side of the square images in pixels.
-    train_indices: (n,) positions of `train`'s images in the data set's whole training split.
+    train_indices: (n,) positions of `train`'s images in the data set's whole training split; the same for
+    validation_indices (empty without a validation split) and `test.indices`.
     unreadable: files of a folder that could not be read as pictures, each with the reason.
     """
 
@@ -174,12 +175,15 @@ class Dataset:
     digest: str
     image_size: int
     train_indices: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    validation_indices: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     unreadable: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if len(self.train_indices) == 0:
-            object.__setattr__(self, "train_indices", np.arange(len(self.train)))
-        assert len(self.train_indices) == len(self.train)
+        for name, split in (("train_indices", self.train), ("validation_indices", self.validation)):
+            n = 0 if split is None else len(split)
+            if len(getattr(self, name)) == 0:
+                object.__setattr__(self, name, np.arange(n))
+            assert len(getattr(self, name)) == n
         assert self.train.classes == self.test.classes
 
     @property
@@ -202,15 +206,31 @@ class Dataset:
         if len(names) < 2 or len(set(names)) < len(names):
             raise StudyError(f"{self.name}: `classes` must name two or more different classes, got {names}")
         train, indices = self.train.select_classes(names)
+        test, validation, validation_indices = self.test.with_classes(names), None, self.validation_indices
+        if self.validation is not None:
+            validation, kept = self.validation.select_classes(names)
+            validation_indices = self.validation_indices[kept]
+        for part, split in (("test", test), ("validation", validation)):
+            if split is not None and len(split) == 0:
+                raise TooFewImages(f"{self.name}: its {part} part has no image of the classes {', '.join(names)}")
         words = json.dumps([self.digest, names])
         return replace(
             self,
             train=train,
-            test=self.test.with_classes(names),
-            validation=None if self.validation is None else self.validation.select_classes(names)[0],
+            test=test,
+            validation=validation,
             digest=hashlib.sha256(words.encode()).hexdigest(),
             train_indices=self.train_indices[indices],
+            validation_indices=validation_indices,
         )
+
+
+def _taken(images: NDArray[np.uint8], indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """images[indices] for sorted distinct indices: a view, not a copy, where they are one run (a folder's
+    neighbouring classes, or all classes in another order)."""
+    if len(indices) > 0 and indices[-1] - indices[0] + 1 == len(indices):
+        return images[indices[0] : indices[-1] + 1]
+    return images[indices]
 
 
 def _of_classes(

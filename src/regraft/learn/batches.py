@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from regraft.data.augment import augment, prepare
 from regraft.spec import Preprocessing
 from regraft.spec.models import Augmentation
 
-Indices = NDArray[np.int64]
+T = TypeVar("T")
 
 
 class Batches(Protocol):
@@ -28,8 +29,23 @@ class Batches(Protocol):
         ...
 
 
+def forward_in_chunks(count: int, size: int, device: torch.device, forward: Callable[[Tensor], T]) -> Iterator[T]:
+    """forward(positions) over all `count` positions, `size` at a time; halved as often as the memory asks for it."""
+    start = 0
+    while start < count:
+        positions = torch.arange(start, min(start + size, count), device=device)
+        try:
+            yield forward(positions)
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise
+            size = (size + 1) // 2
+            continue
+        start += len(positions)
+
+
 class ImageBatches:
-    """uint8 images (n, h, w, c) kept on the device; augmented and prepared there, batch by batch."""
+    """uint8 images (n, h, w, c), kept on the device if they fit; augmented and prepared there, batch by batch."""
 
     def __init__(
         self,
@@ -41,7 +57,9 @@ class ImageBatches:
         device: torch.device,
     ) -> None:
         # (n, h, w, c) -> (n, c, h, w) as a view: the memory stays channels-last, which convolutions prefer
-        self.images = torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2)
+        whole = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
+        self.device = device
+        self.images = whole.to(device) if _fits(whole, device) else whole
         self.labels = torch.from_numpy(np.asarray(labels, dtype=np.int64)).to(device)
         self.preprocessing = preprocessing
         self.augmentation = augmentation
@@ -50,10 +68,18 @@ class ImageBatches:
         return len(self.labels)
 
     def take(self, positions: Tensor, generator: torch.Generator | None) -> Tensor:
-        images = self.images[positions]
+        images = self.images[positions.to(self.images.device)].to(self.device)
         if generator is not None:
             images = augment(images, self.augmentation, generator)
         return prepare(images, self.preprocessing)  # (n, 3, s, s) float32
+
+
+def _fits(images: Tensor, device: torch.device) -> bool:
+    """Whether the images may live on the device: networks and activations need most of its memory."""
+    if device.type != "cuda":
+        return True
+    free, _ = torch.cuda.mem_get_info(device)
+    return images.nbytes < free / 3
 
 
 class FeatureBatches:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from regraft.errors import Diverged
-from regraft.learn.batches import Batches
+from regraft.learn.batches import Batches, forward_in_chunks
 from regraft.networks import Trunk
 
 
@@ -17,10 +17,14 @@ def extract(trunk: Trunk, images: Batches, *, batch_size: int = 128) -> dict[str
     Returns {cut: (n, d) float32 on the CPU}.  Raises Diverged on NaN or infinity."""
     assert trunk.frozen
     parts: dict[str, list[Tensor]] = {}
+
+    def forward(positions: Tensor) -> dict[str, Tensor]:
+        return {name: values.float().cpu() for name, values in trunk(images.take(positions, None)).items()}
+
     with torch.inference_mode():
-        for positions in torch.split(torch.arange(len(images), device=images.labels.device), batch_size):
-            for name, values in trunk(images.take(positions, None)).items():
-                parts.setdefault(name, []).append(values.float().cpu())
+        for chunk in forward_in_chunks(len(images), batch_size, images.labels.device, forward):
+            for name, values in chunk.items():
+                parts.setdefault(name, []).append(values)
     features = {name: torch.cat(chunks) for name, chunks in parts.items()}
     for name, values in features.items():
         if not torch.isfinite(values).all():

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from regraft.errors import Diverged
-from regraft.learn.batches import Batches
+from regraft.learn.batches import Batches, forward_in_chunks
 from regraft.seeding import derive, stream, torch_stream
 from regraft.spec import Recipe
 
@@ -74,6 +74,11 @@ def fit(
         entry = _epoch(model, optimizer, train, recipe, progress, seed=seed, epoch=epoch, advance=advance)
         if validation is not None:
             entry["validation_loss"], entry["validation_accuracy"] = evaluate(model, validation)
+            if not math.isfinite(entry["validation_loss"]):
+                raise Diverged(
+                    f"the validation loss became {entry['validation_loss']} in epoch {epoch + 1} at learning rate up "
+                    f"to {recipe.lr:g}; try a tenth of it, or warmup: 0.1"
+                )
         progress.finish_epoch(entry, keep=recipe.keep)
         advance((epoch + 1) / recipe.epochs, _message(entry, recipe.epochs))
         due = time.monotonic() - last_saved > CHECKPOINT_SECONDS
@@ -175,18 +180,23 @@ def predict(
 ) -> Tensor:
     """Logits (n, classes), float32 on the CPU, in evaluation mode."""
     model.eval()
-    parts = []
-    chunks = torch.split(torch.arange(len(batches), device=batches.labels.device), EVALUATION_BATCH)
+    parts: list[Tensor] = []
+    done = 0
+
+    def forward(positions: Tensor) -> Tensor:
+        with mixed_precision(positions.device):
+            return model(batches.take(positions, None)).float().cpu()  # type: ignore[no-any-return]
+
     with torch.inference_mode():
-        for i, positions in enumerate(chunks):
-            with mixed_precision(positions.device):
-                parts.append(model(batches.take(positions, None)).float().cpu())
-            advance((i + 1) / len(chunks), "")
+        for logits in forward_in_chunks(len(batches), EVALUATION_BATCH, batches.labels.device, forward):
+            parts.append(logits)
+            done += len(logits)
+            advance(done / len(batches), "")
     return torch.cat(parts)
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
-    """Parameters with a gradient only; weight decay spares vectors (BatchNorm's and biases)."""
+    """Parameters with a gradient only; weight decay spares vectors: biases and the norms' scales and shifts."""
     trained = [p for p in model.parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": recipe.weight_decay},

@@ -120,12 +120,13 @@ def _from_file(source: Source, path: Path) -> Weights:
             f"there is no weights file {str(path)!r} for {source.network}. `weights: file:PATH` names a "
             "safetensors file or a torch state dict; a relative path counts from where regraft is started."
         )
-    changed = path.stat().st_mtime_ns
+    found = path.stat()
+    digest = _file_digest(source.network, source.stem, path, (found.st_size, found.st_mtime_ns, found.st_ctime_ns))
     return Weights(
         network=source.network,
         stem=source.stem,
-        state=partial(_usable, source.network, source.stem, path),
-        digest=_file_digest(source.network, source.stem, path, changed),
+        state=partial(_read_again, source.network, source.stem, path, digest),
+        digest=digest,
         preprocessing=source.preprocessing,
         origin=f"file {path}",
         licence="not stated",
@@ -133,9 +134,22 @@ def _from_file(source: Source, path: Path) -> Weights:
 
 
 @lru_cache(maxsize=64)
-def _file_digest(network: str, stem: str, path: Path, changed_ns: int) -> str:
-    """Read anew only when the file has changed."""
+def _file_digest(network: str, stem: str, path: Path, stamp: tuple[int, int, int]) -> str:
+    """Read anew only when the file's stamp (size, time of its content, time of its entry) is another."""
     return state_hash(_usable(network, stem, path))
+
+
+def _read_again(network: str, stem: str, path: Path, digest: str) -> dict[str, Tensor]:
+    """The state that `digest` was taken of. Results are stored under that digest, so no other one will do."""
+    if not path.is_file():
+        raise WeightsUnavailable(f"{path} is gone; it was there when this began. Put it back, or name another file.")
+    state = _usable(network, stem, path)
+    if (got := state_hash(state)) != digest:
+        raise WeightsMismatch(
+            f"{path} was replaced since this began: its content has sha256 {got}, it was {digest}. Start again to "
+            "use the new content, or put the earlier file back."
+        )
+    return state
 
 
 def _usable(network: str, stem: str, path: Path) -> dict[str, Tensor]:

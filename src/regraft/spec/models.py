@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Hashable
+from string import Formatter
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from regraft.spec.text import ClassName, Name, Text, shown
 
 Method = Literal["frozen", "finetune"]
 Augmentation = Literal["none", "flip", "crop-flip"]
+MOST_IMAGES = 10**9
+GRID_FIELDS = ("source", "cut", "method", "head", "target")
+H = TypeVar("H", bound=Hashable)
+
+
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str | int | float | dict) or value is None else value
+
+
+def _distinct(values: tuple[H, ...]) -> tuple[H, ...]:
+    if len(set(values)) < len(values):
+        raise ValueError(f"these must differ from each other, got {shown(list(values))}")
+    return values
+
+
+Distinct = AfterValidator(_distinct)
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Seeds = Annotated[tuple[Seed, ...], BeforeValidator(_as_list), Field(min_length=1), Distinct]
+Names = Annotated[tuple[Name, ...], BeforeValidator(_as_list), Field(min_length=1), Distinct]
 
 
 class Model(BaseModel):
@@ -36,8 +58,8 @@ class Preprocessing(Model):
 class Source(Model):
     """Where the trunk comes from: a network with weights, or another run of the same study."""
 
-    network: str | None = Field(default=None, description="torchvision or timm name; see `regraft cuts NAME`")
-    weights: str = Field(
+    network: Name | None = Field(default=None, description="torchvision or timm name; see `regraft cuts NAME`")
+    weights: Name = Field(
         default="random",
         pattern=r"^(random|pretrained(:.+)?|file:.+)$",
         description="random | pretrained | pretrained:TAG | file:PATH (safetensors or a state dict)",
@@ -54,7 +76,9 @@ class Source(Model):
     preprocessing: Preprocessing | None = Field(
         default=None, description="what `file:` weights expect; pretrained weights bring their own"
     )
-    run: str | None = Field(default=None, description="name of a row of this study whose trained network is the source")
+    run: Name | None = Field(
+        default=None, description="name of a row of this study whose trained network is the source"
+    )
 
     @model_validator(mode="after")
     def _one_kind(self) -> Source:
@@ -76,14 +100,17 @@ class Source(Model):
 class Target(Model):
     """A data set and a budget of labelled images; the validation part is carved out of that budget."""
 
-    data: str = Field(description="cifar10, cifar100, digits, any torchvision set, or folder:PATH")
-    per_class: int | None = Field(default=None, ge=1, description="labelled images per class")
+    data: Name = Field(description="cifar10, cifar100, digits, any torchvision set, or folder:PATH")
+    per_class: int | None = Field(default=None, ge=1, le=MOST_IMAGES, description="labelled images per class")
     fraction: float | None = Field(default=None, gt=0, le=1, description="share of each class of the training split")
-    classes: tuple[str, ...] | None = Field(default=None, min_length=2, description="only these classes, in this order")
+    classes: Annotated[tuple[ClassName, ...], Field(min_length=2), Distinct] | None = Field(
+        default=None, description="only these classes, in this order"
+    )
     validation: float = Field(default=0.1, ge=0, le=0.5, description="share of the budget kept for validation")
     test_images: int | None = Field(
         default=None,
         ge=1,
+        le=MOST_IMAGES,
         description="score only this many test images (stratified, the same for every run)",
     )
 
@@ -92,6 +119,11 @@ class Target(Model):
         if self.per_class is not None and self.fraction is not None:
             raise ValueError("give `per_class` or `fraction`, not both (neither means all images)")
         return self
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether any image is kept for validation. A folder's own validation part is not known here."""
+        return self.validation > 0 and (self.per_class != 1 or self.data.startswith("folder:"))
 
     @property
     def budget(self) -> str:
@@ -127,7 +159,12 @@ class Recipe(Model):
     batch_size: int = Field(default=128, ge=1, le=1_000_000, description="images a step")
     lr: float = Field(default=0.1, gt=0, le=1000, description="peak learning rate")
     momentum: float = Field(default=0.9, ge=0, lt=1, description="of sgd, with Nesterov's correction")
-    weight_decay: float = Field(default=5e-4, ge=0, le=1000, description="spares BatchNorm and biases")
+    weight_decay: float = Field(
+        default=5e-4,
+        ge=0,
+        le=1000,
+        description="pulls kernels and matrices towards 0; vectors (biases, norms' scales) are spared",
+    )
     schedule: Literal["cosine", "constant", "one-cycle"] = Field(
         default="cosine",
         description="of the learning rate; one-cycle: a quarter of the steps up, then down to 0",
@@ -146,29 +183,24 @@ def _short_head(value: object) -> object:
     return {"kind": value} if isinstance(value, str) else value
 
 
-def _as_list(value: object) -> object:
-    return [value] if isinstance(value, str | int | float | dict) or value is None else value
-
-
 HeadField = Annotated[Head, BeforeValidator(_short_head)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_as_list), Field(min_length=1)]
 
 
 class Row(Model):
     """One named cell of the table: run once per seed and recipe."""
 
-    name: str = Field(min_length=1, max_length=200, description="in tables, figures and files")
-    source: str = Field(description="name of a source")
-    cut: str | None = Field(default=None, description="last layer of the trunk; none: all but the classifier")
+    name: Name = Field(min_length=1, max_length=200, description="in tables, figures and files")
+    source: Name = Field(description="name of a source")
+    cut: Name | None = Field(default=None, description="last layer of the trunk; none: all but the classifier")
     method: Method = Field(
         default="finetune",
         description="frozen: only the head learns (linear probe); finetune: everything does",
     )
     head: HeadField = Field(default=Head(), description="linear, mlp or rest; or a mapping with `kind`")
-    target: str = Field(description="name of a target")
+    target: Name = Field(description="name of a target")
     recipe: Names = Field(description="one or several recipes; the best on validation is scored on test")
-    seeds: tuple[Seed, ...] | None = Field(default=None, min_length=1, description="instead of the study's seeds")
-    note: str = Field(default="", description="shown in the table: what the row is, what was made smaller")
+    seeds: Seeds | None = Field(default=None, description="instead of the study's seeds")
+    note: Text = Field(default="", description="shown in the table: what the row is, what was made smaller")
     original: float | None = Field(default=None, ge=0, le=1, description="accuracy the original study reported")
 
 
@@ -179,12 +211,13 @@ def _head_list(value: object) -> object:
 class Grid(Model):
     """Every combination of the lists, each a row; `name` is filled with the combination's values."""
 
-    name: str = Field(
+    name: Name = Field(
+        min_length=1,
         default="{source} | {cut} | {method} | {head} | {target}",
         description="fields in braces: source, cut, method, head, target",
     )
     source: Names = Field(description="one source or a list")
-    cut: Annotated[tuple[str | None, ...], BeforeValidator(_as_list), Field(min_length=1)] = Field(
+    cut: Annotated[tuple[Name | None, ...], BeforeValidator(_as_list), Field(min_length=1)] = Field(
         default=(None,), description="one cut or a list"
     )
     method: Annotated[tuple[Method, ...], BeforeValidator(_as_list), Field(min_length=1)] = Field(
@@ -195,5 +228,23 @@ class Grid(Model):
     )
     target: Names = Field(description="one target or a list")
     recipe: Names = Field(description="choices for every combination; the best on validation is scored")
-    seeds: tuple[Seed, ...] | None = Field(default=None, min_length=1, description="instead of the study's seeds")
-    note: str = Field(default="", description="shown in the table beside each of the rows")
+    seeds: Seeds | None = Field(default=None, description="instead of the study's seeds")
+    note: Text = Field(default="", description="shown in the table beside each of the rows")
+
+    @field_validator("name")
+    @classmethod
+    def _plain_fields(cls, name: str) -> str:
+        """`{source:>9}` or `{source[0]}` is a program in Python's format language; only `{source}` is a name."""
+        known = f"fields: {', '.join(GRID_FIELDS)}"
+        try:
+            parts = list(Formatter().parse(name))
+        except ValueError as error:
+            raise ValueError(f"cannot fill {shown(name)} ({error}); {known}") from None
+        for _, field, form, conversion in parts:
+            if field is not None and field not in GRID_FIELDS:
+                raise ValueError(f"cannot fill {shown(name)}: no field {shown(field)}; {known}")
+            if form or conversion:
+                raise ValueError(
+                    f"cannot fill {shown(name)}: a field stands alone in its braces, as {{{field}}}; {known}"
+                )
+        return name

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from regraft.errors import StudyCycle, StudyError, UnknownName, nearest
-from regraft.spec.models import Grid, Model, Recipe, Row, Seed, Source, Target
+from regraft.spec.explain import explain
+from regraft.spec.models import Grid, Model, Recipe, Row, Seeds, Source, Target
+from regraft.spec.text import Name, Text, shown
 
 MAX_FILE_BYTES = 4_000_000  # a study is written by hand; anything larger is not one
 MAX_ROWS = 200_000
@@ -22,37 +24,29 @@ class Study(Model):
     """What to compare: sources, targets, recipes, and the rows and grids that combine them."""
 
     study: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$", description="name, used for folders")
-    question: str = Field(default="", description="what the study asks, in a sentence; heads the report")
-    seeds: tuple[Seed, ...] = Field(
+    question: Text = Field(default="", description="what the study asks, in a sentence; heads the report")
+    seeds: Seeds = Field(
         default=(0, 1, 2),
-        min_length=1,
         description="each seed is one repetition: its own subset, initialisation and order",
     )
-    sources: dict[str, Source] = Field(min_length=1, description="by name: where trunks come from")
-    targets: dict[str, Target] = Field(min_length=1, description="by name: data set and budget of labels")
-    recipes: dict[str, Recipe] = Field(min_length=1, description="by name: how to train")
+    sources: dict[Name, Source] = Field(min_length=1, description="by name: where trunks come from")
+    targets: dict[Name, Target] = Field(min_length=1, description="by name: data set and budget of labels")
+    recipes: dict[Name, Recipe] = Field(min_length=1, description="by name: how to train")
     rows: tuple[Row, ...] = Field(default=(), description="named rows, one by one")
     grid: tuple[Grid, ...] = Field(default=(), description="rows as combinations; one grid or a list of them")
-    cost: str = Field(default="", description="what a run of it takes, in words")
-
-    @field_validator("seeds")
-    @classmethod
-    def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(seeds)) < len(seeds):
-            raise ValueError(f"seeds must differ from each other, got {list(seeds)}")
-        return seeds
+    cost: Text = Field(default="", description="what a run of it takes, in words")
 
     @field_validator("grid", mode="before")
     @classmethod
     def _one_grid(cls, value: object) -> object:
-        return [value] if isinstance(value, Mapping) else value
+        return [value] if isinstance(value, Mapping | Grid) else value
 
-    def __init__(self, **data: Any) -> None:
+    def __init__(self, /, **data: Any) -> None:
         """Raises StudyError with the path of every wrong field, from Python as from YAML."""
         try:
             super().__init__(**data)
         except ValidationError as error:
-            raise _explain(error) from None
+            raise explain(error, list(type(self).model_fields)) from None
         rows = self.all_rows()
         if not rows:
             raise StudyError(f"study {self.study!r} has no rows: add `rows:` or a `grid:`.")
@@ -73,7 +67,7 @@ class Study(Model):
         if not isinstance(data, dict):
             raise StudyError(f"{where}: a study is a mapping of fields, got {type(data).__name__}")
         if odd := [key for key in data if not isinstance(key, str)]:
-            raise UnknownName(f"{where}: unknown field {odd[0]!r}. Fields: {', '.join(cls.model_fields)}.")
+            raise UnknownName(f"{where}: unknown field {shown(odd[0])}. Fields: {', '.join(cls.model_fields)}.")
         try:
             return cls(**data)
         except StudyError as error:
@@ -87,7 +81,8 @@ class Study(Model):
             data = yaml.load(text, Loader=_Loader)
         except yaml.YAMLError as error:
             raise StudyError(f"{where}: not valid YAML: {error}") from None
-        except (RecursionError, ValueError) as error:
+        except (RecursionError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+            # What a tag's reader in PyYAML happens to raise: `!!timestamp x`, `!!bool x`, `!!int ""`.
             raise StudyError(f"{where}: not readable as YAML: {error}") from None
         return cls.from_dict(data, where)
 
@@ -96,7 +91,7 @@ class Study(Model):
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe, and stricter: a key given twice, or an alias (the way to a YAML bomb), is refused."""
+    """Safe, and stricter: a key given twice, an alias (the way to a YAML bomb) or a merge key is refused."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.events.AliasEvent):
@@ -107,6 +102,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: merge keys (<<) are not used in study files")
             if isinstance(key, yaml.ScalarNode):
                 if key.value in seen:
                     raise yaml.YAMLError(f"line {key.start_mark.line + 1}: key {key.value!r} is given twice")
@@ -147,13 +144,13 @@ def _expand(grid: Grid, where: str) -> Iterator[Row]:
     for source, cut, method, head, target in cells:
         words = {"source": source, "cut": cut or "all", "method": method, "head": head.kind, "target": target}
         try:
-            name = grid.name.format(**words)
-        except (KeyError, IndexError, ValueError, AttributeError) as error:
-            raise StudyError(f"{where}.name: cannot fill {grid.name!r} ({error}); fields: {', '.join(words)}") from None
-        yield Row(
-            name=name, source=source, cut=cut, method=method, head=head, target=target,
-            recipe=grid.recipe, seeds=grid.seeds, note=grid.note,
-        )  # fmt: skip
+            row = Row(
+                name=grid.name.format(**words), source=source, cut=cut, method=method, head=head, target=target,
+                recipe=grid.recipe, seeds=grid.seeds, note=grid.note,
+            )  # fmt: skip
+        except ValidationError as error:  # of the name alone: all else was checked in the grid
+            raise StudyError(f"{where}.{explain(error, [])}") from None
+        yield row
 
 
 def _check_names(study: Study, rows: tuple[Row, ...]) -> None:
@@ -175,11 +172,7 @@ def _check_names(study: Study, rows: tuple[Row, ...]) -> None:
             if name not in table:
                 known = ", ".join(sorted(table))
                 raise UnknownName(f"{where}.{field}: no {field} {name!r}{nearest(name, table)} Known: {known}.")
-        if len(row.recipe) > 1 and study.targets[row.target].validation == 0:
-            raise StudyError(
-                f"{where}.recipe: {len(row.recipe)} recipes to choose from, but target {row.target!r} keeps no "
-                "images for validation (validation: 0). Give one recipe, or set validation above 0."
-            )
+        _check_choices(study, row, where)
     for name, source in study.sources.items():
         if source.run is not None and source.run not in names:
             raise UnknownName(
@@ -188,71 +181,41 @@ def _check_names(study: Study, rows: tuple[Row, ...]) -> None:
             )
 
 
+def _check_choices(study: Study, row: Row, where: str) -> None:
+    """Recipes and epochs are chosen on validation images, so there must be some."""
+    target = study.targets[row.target]
+    if target.holds_out:
+        return
+    best = [name for name in row.recipe if study.recipes[name].keep == "best"]
+    if len(row.recipe) > 1:
+        choice, way = f"{len(row.recipe)} recipes to choose from", "Give one recipe"
+    elif best:
+        choice, way = f"{best[0]!r} keeps the best epoch on validation", "Use a recipe with `keep: last`"
+    else:
+        return
+    why, other = ("validation: 0", "set validation above 0") if target.validation == 0 else (
+        "per_class: 1, which trains", "raise per_class"
+    )  # fmt: skip
+    raise StudyError(
+        f"{where}.recipe: {choice}, but target {row.target!r} keeps no images for validation ({why}). "
+        f"{way}, or {other}."
+    )
+
+
 def _check_cycles(study: Study, rows: tuple[Row, ...]) -> None:
     source_of = {row.name: row.source for row in rows}
+    ends_well: set[str] = set()  # each row is followed once, however long the chains
     for start in source_of:
-        path, row = [start], start
-        while (next_row := study.sources[source_of[row]].run) is not None:
-            path.append(next_row)
-            if next_row in path[:-1]:
-                chain = " <- ".join(repr(name) for name in path)
+        path: dict[str, None] = {}  # in order
+        row: str | None = start
+        while row is not None and row not in ends_well:
+            if row in path:
+                passed = list(path)
+                cycle = [*passed[passed.index(row) :], row]
                 raise StudyCycle(
-                    f"sources.{source_of[row]}.run: a cycle: {chain}. "
+                    f"sources.{source_of[cycle[-2]]}.run: a cycle: {' <- '.join(map(repr, cycle))}. "
                     "A source must, in the end, be a network with weights."
                 )
-            row = next_row
-
-
-def _explain(error: ValidationError) -> StudyError:
-    """pydantic's errors as one StudyError: the YAML path, what was got, what is allowed."""
-    lines, unknown = [], False
-    for item in error.errors(include_url=False)[:20]:
-        path = _path(item["loc"])
-        if item["type"] == "extra_forbidden":
-            unknown = True
-            fields = _fields_at(item["loc"])
-            name = str(item["loc"][-1])
-            lines.append(f"{path}: unknown field{nearest(name, fields)} Fields: {', '.join(fields)}.")
-        elif item["type"] == "missing":
-            lines.append(f"{path}: required, but missing.")
-        else:
-            message = item["msg"].removeprefix("Value error, ")
-            got = repr(item["input"])
-            got = got if len(got) <= 80 else got[:77] + "..."
-            suffix = "" if item["type"] == "value_error" else f", got {got}"
-            lines.append(f"{path}: {message}{suffix}.{_hint(item['loc'], item['input'])}")
-    kind = UnknownName if unknown and len(lines) == 1 else StudyError
-    return kind("\n  ".join(["", *lines]) if len(lines) > 1 else lines[0])
-
-
-def _hint(loc: tuple[int | str, ...], got: object) -> str:
-    if "method" in loc and got == "scratch":
-        return " Training from scratch is `method: finetune` with a source whose `weights` are random."
-    if "method" in loc and got in ("linear-probe", "probe", "linear"):
-        return " A linear probe is `method: frozen` with `head: linear`."
-    return ""
-
-
-def _path(loc: tuple[int | str, ...]) -> str:
-    text = ""
-    for part in loc:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}"
-    return text.lstrip(".") or "(top level)"
-
-
-def _fields_at(loc: tuple[int | str, ...]) -> list[str]:
-    """The field names allowed where `loc` points; walks the models, through dicts and lists."""
-    tables: dict[str, type[BaseModel]] = {
-        "sources": Source, "targets": Target, "recipes": Recipe, "rows": Row, "grid": Grid,
-    }  # fmt: skip
-    from regraft.spec.models import Head, Preprocessing
-
-    model: type[BaseModel] = Study
-    for part in loc[:-1]:
-        if model is Study and part in tables:
-            model = tables[str(part)]
-        elif part == "head":
-            model = Head
-        elif part == "preprocessing":
-            model = Preprocessing
-    return list(model.model_fields)
+            path[row] = None
+            row = study.sources[source_of[row]].run
+        ends_well.update(path)

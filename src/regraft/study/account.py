@@ -44,8 +44,16 @@ class Account:
     def data_steps(self) -> list[Step]:
         users: dict[tuple[str, int | None], list[Run]] = {}
         for run in self.keys.runs:
-            users.setdefault((run.target.data, self.keys.root(run).source.image_size), []).append(run)
-        return [Step("data", name, group[0], tuple(group), 0.0) for (name, _), group in users.items()]
+            if run.cell in self.failed:
+                continue
+            try:
+                users.setdefault((run.target.data, self.keys.decoded_size(run)), []).append(run)
+            except RegraftError as error:  # a folder that is away, weights whose image size nobody knows
+                self.failed[run.cell] = str(error)
+        return [
+            Step("data", name if size is None else f"{name} at {size} px", group[0], tuple(group), 0.0)
+            for (name, size), group in users.items()
+        ]
 
     def weights_steps(self) -> list[Step]:
         users: dict[Any, list[Run]] = {}
@@ -59,7 +67,15 @@ class Account:
         ]
 
     def begin(self) -> None:
-        """Report how much there is to do, data and weights being here."""
+        """Report how much there is to do, data and weights being here. Budgets that the data cannot meet fail now."""
+        for cell, members in self.keys.by_cell.items():
+            if cell in self.failed:
+                continue
+            try:
+                self.bench.parts(members[0])
+                self.bench.test(members[0])
+            except RegraftError as error:
+                self.failed[cell] = str(error)
         todo = [run for run in self.keys.runs if run.cell not in self.failed and not self._known(run)]
         flops = sum(self.costs.fit(run).flops + self.costs.score(run).flops for run in todo)
         flops += self._feature_flops(todo)
@@ -133,7 +149,7 @@ class Account:
         first = task.runs[0]
         cuts = f"{len(task.runs)} cuts" if len(task.runs) > 1 else f"cut {first.cut or 'penultimate'}"
         label = f"{first.source_name} on {first.target.data} {task.split}, {cuts} [seed {first.seed}]"
-        return Step("features", label, task, (), self.costs.features(task.runs, len(task.positions)).flops)
+        return Step("features", label, task, task.users, self.costs.features(task.runs, len(task.positions)).flops)
 
     def _feature_flops(self, todo: Sequence[Run]) -> float:
         groups: dict[Any, list[Run]] = {}

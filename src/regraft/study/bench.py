@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regraft.data import Dataset, Split, TestSplit, load_dataset, split_budget
+from regraft.errors import DataDamaged
 from regraft.learn.hardware import choose_device, set_threads
-from regraft.networks import CutPoint, NetworkSpec, resolve_cut
+from regraft.networks import CutPoint, NetworkSpec, build, resolve_cut
 from regraft.spec import Run
 from regraft.study.keys import Keys
 from regraft.study.store import Store
@@ -60,7 +61,12 @@ class Bench:
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
 
     def _load_dataset(self, name: str, size: int | None) -> Dataset:
-        return load_dataset(name, size, offline=self.offline)
+        data = load_dataset(name, size, offline=self.offline)
+        if data.digest != self.keys.digest(name, size):
+            raise DataDamaged(
+                f"{name} has changed while the study ran: its pictures are not those of the plan; run again"
+            )
+        return data
 
     def whole(self, run: Run) -> Dataset:
         """The data set of the run's target with all its classes."""
@@ -94,7 +100,7 @@ class Bench:
         )
         first = Part("train", data.train_indices[train], data.train.labels[train])
         if own is not None:
-            return first, Part("validation", np.arange(len(own)), own.labels)
+            return first, Part("validation", data.validation_indices, own.labels)
         if len(held) == 0:
             return first, None
         return first, Part("train", data.train_indices[held], data.train.labels[held])
@@ -120,14 +126,16 @@ class Bench:
 
     def source_state(self, run: Run) -> Mapping[str, Tensor] | None:
         """The source's tensors by the network's own names; None for random weights, which the seed gives."""
-        parent = self.keys.parent(run)
+        bearer = self.keys.bearer(run)
+        parent = self.keys.parent(bearer)
         if parent is not None:
-            if parent.method == "frozen" and parent.head.kind != "rest":
-                return self.source_state(parent)
-            return own_names(self.keys.fitted(parent).tensors())
-        if run.source.weights == "random":
+            return own_names(self.store.tensors(self.keys.fitted(parent)))
+        if bearer.source.weights != "random":
+            return self.keys.weights(bearer.source).state()
+        if bearer.seed == run.seed:
             return None
-        return self.keys.weights(run.source).state()
+        spec = self.network(run)
+        return build(spec.network, stem=spec.stem, seed=bearer.seed, image_size=spec.image_size).state_dict()
 
 
 def own_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from regraft.data import DatasetInfo
-from regraft.errors import StudyError, TooFewImages, UnknownName, WeightsError, nearest
+from regraft.errors import DataError, StudyError, TooFewImages, UnknownName, WeightsError, nearest
 from regraft.networks import check_within, resolve_cut
-from regraft.spec import Run
+from regraft.spec import Run, Target
 from regraft.study.keys import Keys
-from regraft.study.plan import source_cell
 
 FALLBACK_SIZE = 224  # to name a network's cuts while its weights, which know their size, are not here
 
@@ -24,8 +23,10 @@ def check(runs: Sequence[Run], keys: Keys) -> None:
         seen.add((run.row, run.recipe_name))
         try:
             _check_recipe(run)
-            _check_images(run, keys.info(run.target.data))
+            _check_images(run, keys.info(run.target.data), choices=len(keys.by_cell[run.cell]))
             _check_cut(run, keys)
+        except DataError:
+            continue  # a folder that is away: its rows will be missing, the others are run
         except StudyError as error:
             raise type(error)(f"row {run.row!r}: {error}") from None
 
@@ -49,7 +50,7 @@ def _check_recipe(run: Run) -> None:
         )
 
 
-def _check_images(run: Run, info: DatasetInfo) -> None:
+def _check_images(run: Run, info: DatasetInfo, *, choices: int) -> None:
     target, where = run.target, f"targets.{run.target_name}"
     if not info.classes:
         return  # not here yet; checked when it is
@@ -73,17 +74,29 @@ def _check_images(run: Run, info: DatasetInfo) -> None:
             raise TooFewImages(
                 f"{where}: of 1 image per class none can be kept for validation; set validation: 0, or take more"
             )
+    chooses = choices > 1 or run.recipe.keep == "best"
+    if chooses and target.per_class is None and _labels_of_largest(target, [counts[name] for name in used]) < 2:
+        raise TooFewImages(
+            f"{where}: one image per class leaves none for validation, by which {choices} recipe(s) or the best epoch "
+            "are to be chosen. Take a larger fraction, or one recipe with `keep: last`."
+        )
     if target.test_images is not None and info.test_images and target.test_images > info.test_images:
         raise TooFewImages(
             f"{where}.test_images: {target.test_images:,} asked for, {target.data} has {info.test_images:,}"
         )
 
 
+def _labels_of_largest(target: Target, counts: Sequence[int]) -> int:
+    """Labelled images of the class that has most in the budget."""
+    share = 1.0 if target.fraction is None else target.fraction
+    return max(max(1, round(share * count)) for count in counts)
+
+
 def _check_cut(run: Run, keys: Keys) -> None:
     network, stem = keys.network(run)
     size = image_size(run, keys)
     resolve_cut(network, run.cut, size, stem=stem)
-    cell = source_cell(run, keys.by_cell)
+    cell = keys.source_cell(run)
     if cell is not None:
         parent = keys.by_cell[cell][0]
         check_within(network, stem, size, run.cut, source_cut=parent.cut, source_head=parent.head)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from regraft.data import DatasetInfo
+from regraft.errors import DataError
 from regraft.networks import CutPoint, resolve_cut
 from regraft.spec import Run
 from regraft.study.check import image_size
@@ -76,6 +77,10 @@ class Costs:
                 missed[name] *= 1.0 - k / max(1, info.train_counts[info.classes.index(name)])
         return float(sum(n * (1 - missed[c]) for c, n in zip(info.classes, info.train_counts, strict=True)))
 
+    def known(self, run: Run) -> bool:
+        """Whether the number of images is known."""
+        return self._info(run).known
+
     def classes(self, run: Run) -> int:
         return len(run.target.classes or self._info(run).classes or ("?",) * 10)
 
@@ -87,7 +92,10 @@ class Costs:
         return min(run.target.test_images or all_of_them, all_of_them)
 
     def _info(self, run: Run) -> DatasetInfo:
-        return self.keys.info(run.target.data)
+        try:
+            return self.keys.info(run.target.data)
+        except DataError:  # a folder that is away
+            return DatasetInfo(run.target.data, (), (), None, None, 3, None, False, "")
 
     def _per_class(self, run: Run) -> list[float]:
         info, target = self._info(run), run.target

@@ -37,12 +37,14 @@ class FeatureTask:
     runs: tuple[Run, ...]  # one for each cut; they share trunk, data and preprocessing
     split: str
     positions: Positions  # (n,) sorted, in the whole split
+    users: tuple[Run, ...] = ()  # all runs that need any of it
 
 
 def feature_tasks(runs: Sequence[Run], bench: Bench) -> list[FeatureTask]:
     """What the cacheable runs need, each trunk and split once, less what the store already has."""
     needed: dict[str, dict[str, tuple[Run, Positions]]] = {}
     splits: dict[str, str] = {}
+    users: dict[str, list[Run]] = {}
     for run in runs:
         if not cacheable(run):
             continue
@@ -53,6 +55,7 @@ def feature_tasks(runs: Sequence[Run], bench: Bench) -> list[FeatureTask]:
         for split, lists in wanted.items():
             table = key_of({**bench.keys.features(run, split), "cut": "any"})
             splits[table] = split
+            users.setdefault(table, []).append(run)
             cuts = needed.setdefault(table, {})
             at = bench.keys.cut(run)
             before = cuts[at][1] if at in cuts else np.empty(0, np.int64)
@@ -67,7 +70,8 @@ def feature_tasks(runs: Sequence[Run], bench: Bench) -> list[FeatureTask]:
         lacking = {cut: pair for cut, pair in lacking.items() if len(pair[1])}
         if lacking:
             every = np.unique(np.concatenate([wanted for _, wanted in lacking.values()]))
-            tasks.append(FeatureTask(tuple(run for run, _ in lacking.values()), split, every))
+            lacking_runs = tuple(run for run, _ in lacking.values())
+            tasks.append(FeatureTask(lacking_runs, split, every, tuple(users[table])))
     return tasks
 
 

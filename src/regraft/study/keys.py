@@ -7,10 +7,10 @@ from functools import cached_property
 from typing import Any
 
 from regraft.data import DatasetInfo, dataset_digest, dataset_info
-from regraft.errors import RunError, StudyError
+from regraft.errors import Diverged, RunError, StudyError, WeightsError
 from regraft.networks import Weights, obtain_weights, resolve_cut
 from regraft.spec import Preprocessing, Run, Source
-from regraft.study.plan import Cell, cells, source_cell
+from regraft.study.plan import Cell, cells
 from regraft.study.store import Artifact, Store, key_of
 
 Spec = dict[str, Any]
@@ -31,7 +31,7 @@ class Keys:
     def __init__(self, runs: Sequence[Run], store: Store, *, offline: bool) -> None:
         self.store, self.offline = store, offline
         self.runs = tuple(runs)
-        self._weights: dict[Source, Weights] = {}
+        self._weights: dict[Source, Weights | WeightsError] = {}
         self._fit_keys: dict[Run, str] = {}
         self._infos: dict[str, DatasetInfo] = {}
         self._digests: dict[tuple[str, int | None], str] = {}
@@ -40,19 +40,41 @@ class Keys:
     def by_cell(self) -> dict[Cell, list[Run]]:
         return cells(self.runs)
 
+    @cached_property
+    def _cells_of_row(self) -> dict[str, list[Cell]]:
+        found: dict[str, list[Cell]] = {}
+        for cell in self.by_cell:
+            found.setdefault(cell[0], []).append(cell)
+        return found
+
     # --- where the trunk comes from -------------------------------------------------------------------------
+
+    def source_cell(self, run: Run) -> Cell | None:
+        """The cell whose network is the source of `run`: same seed, or the source row's only seed."""
+        row = run.source.run
+        if row is None:
+            return None
+        of_row = self._cells_of_row[row]
+        return (row, run.seed) if (row, run.seed) in self.by_cell else of_row[0]
 
     def parent(self, run: Run) -> Run | None:
         """The chosen run whose network is the source of `run`; None if the source is a network with weights.
 
         Raises NotTrained while its recipes are not all trained."""
-        cell = source_cell(run, self.by_cell)
+        cell = self.source_cell(run)
         return None if cell is None else self.chosen(cell)
 
     def root(self, run: Run) -> Run:
         """The run at the start of the chain of sources: it names the network. Needs no result."""
-        cell = source_cell(run, self.by_cell)
+        cell = self.source_cell(run)
         return run if cell is None else self.root(self.by_cell[cell][0])
+
+    def bearer(self, run: Run) -> Run:
+        """The run whose source gave the trunk its weights: a frozen parent hands on the trunk it was given."""
+        parent = self.parent(run)
+        if parent is not None and parent.method == "frozen" and parent.head.kind != "rest":
+            return self.bearer(parent)
+        return run
 
     def network(self, run: Run) -> tuple[str, str]:
         """(network name, stem)."""
@@ -61,20 +83,26 @@ class Keys:
         return source.network, source.stem
 
     def weights(self, source: Source) -> Weights:
-        """Pretrained weights or those of a file; fetched if need be and not offline."""
+        """Pretrained weights or those of a file; fetched if need be and not offline. A failure is remembered."""
         if source not in self._weights:
-            self._weights[source] = obtain_weights(source, offline=self.offline)
-        return self._weights[source]
+            try:
+                self._weights[source] = obtain_weights(source, offline=self.offline)
+            except WeightsError as error:
+                self._weights[source] = error
+        found = self._weights[source]
+        if isinstance(found, WeightsError):
+            raise found
+        return found
 
     def trunk(self, run: Run) -> Spec:
         """What determines the trunk's weights at the start: a seed, a digest, or the fit it is cut from."""
-        parent = self.parent(run)
+        bearer = self.bearer(run)
+        parent = self.parent(bearer)
         if parent is not None:
-            same_trunk = parent.method == "frozen" and parent.head.kind != "rest"
-            return self.trunk(parent) if same_trunk else {"fit": self.fit_key(parent)}
-        if run.source.weights == "random":
-            return {"random": run.seed}
-        return {"weights": self.weights(run.source).digest}
+            return {"fit": self.fit_key(parent)}
+        if bearer.source.weights == "random":
+            return {"random": bearer.seed}
+        return {"weights": self.weights(bearer.source).digest}
 
     def preprocessing(self, run: Run) -> Preprocessing:
         """The weights' own; for random weights a fixed one, which takes nothing from any data set."""
@@ -103,11 +131,13 @@ class Keys:
             self._infos[name] = dataset_info(name)
         return self._infos[name]
 
+    def digest(self, name: str, size: int | None) -> str:
+        if (name, size) not in self._digests:
+            self._digests[name, size] = dataset_digest(name, size)
+        return self._digests[name, size]
+
     def data_digest(self, run: Run) -> str:
-        place = (run.target.data, self.decoded_size(run))
-        if place not in self._digests:
-            self._digests[place] = dataset_digest(*place)
-        return self._digests[place]
+        return self.digest(run.target.data, self.decoded_size(run))
 
     def decoded_size(self, run: Run) -> int | None:
         """Side that pictures of many sizes are decoded to; None for sets with one size, resized on the device."""
@@ -156,23 +186,33 @@ class Keys:
     # --- selection ------------------------------------------------------------------------------------------
 
     def fitted(self, run: Run) -> Artifact:
-        """The stored fit. Raises NotTrained."""
+        """The stored fit. Raises NotTrained, or Diverged if that is how its training ended."""
         artifact = self.store.get(self.fit_key(run))
         if artifact is None:
             raise NotTrained(f"{run.label} has not been trained")
+        if "diverged" in artifact.values:
+            raise Diverged(artifact.values["diverged"])
         return artifact
 
     def chosen(self, cell: Cell) -> Run:
-        """The cell's run with the best accuracy on validation; the lower loss, then the earlier recipe, on a tie."""
+        """The cell's run with the best accuracy on validation; the lower loss, then the earlier recipe, on a tie.
+
+        Recipes that diverged are out of the choice. Raises Diverged if all did, NotTrained if one is not trained."""
         candidates = self.by_cell[cell]
         if len(candidates) == 1:
             return candidates[0]
-
-        def merit(run: Run) -> tuple[float, float]:
-            values = self.fitted(run).values
-            return values["validation_accuracy"], -values["validation_loss"]
-
-        return max(candidates, key=merit)
+        merits: dict[Run, tuple[float, float]] = {}
+        reason = ""
+        for run in candidates:
+            try:
+                values = self.fitted(run).values
+            except Diverged as error:
+                reason = str(error)
+                continue
+            merits[run] = values["validation_accuracy"], -values["validation_loss"]
+        if not merits:
+            raise Diverged(f"all {len(candidates)} recipes diverged; the last: {reason}")
+        return max(merits, key=merits.__getitem__)
 
 
 def cacheable(run: Run) -> bool:

@@ -59,3 +59,22 @@ class Lock:
             self.path.unlink(missing_ok=True)
             os.close(self._handle)
             self._handle = None
+
+
+def held(path: Path) -> bool:
+    """Whether a living process holds the lock at `path`. Writes nothing."""
+    if fcntl is None or not path.is_file():
+        return False
+    try:
+        handle = os.open(path, os.O_RDWR)
+    except FileNotFoundError:  # released just now
+        return False
+    except PermissionError:  # another user's
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in (errno.EWOULDBLOCK, errno.EACCES)
+    finally:
+        os.close(handle)
+    return False

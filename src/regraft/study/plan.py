@@ -60,18 +60,6 @@ def cells(runs: Sequence[Run]) -> dict[Cell, list[Run]]:
     return found
 
 
-def source_cell(run: Run, by_cell: dict[Cell, list[Run]]) -> Cell | None:
-    """The cell whose chosen network is the source of `run`: same seed, or the source row's only seed."""
-    row = run.source.run
-    if row is None:
-        return None
-    if (row, run.seed) in by_cell:
-        return (row, run.seed)
-    only = [cell for cell in by_cell if cell[0] == row]
-    assert len(only) == 1, "checked by plan"
-    return only[0]
-
-
 def _check_source_seeds(study: Study, rows: dict[str, Row]) -> None:
     for row in rows.values():
         parent = study.sources[row.source].run
@@ -83,3 +71,15 @@ def _check_source_seeds(study: Study, rows: dict[str, Row]) -> None:
                 f"row {row.name!r}: seeds {sorted(want - have)} have no source: row {parent!r} runs with seeds "
                 f"{sorted(have)}. Give both rows the same seeds, or the source row a single one."
             )
+        chooses = len(row.recipe) > 1 or any(study.recipes[name].keep == "best" for name in row.recipe)
+        if chooses and want - have and _share_images(study, row, rows[parent]):
+            raise StudyError(
+                f"row {row.name!r}: its source {parent!r} was trained with seed {sorted(have)[0]} on images of the "
+                f"same data set, among them validation images of seeds {sorted(want - have)}, by which a recipe "
+                "or epoch is to be chosen here. Give both rows the same seeds, or this row one recipe, `keep: last`."
+            )
+
+
+def _share_images(study: Study, row: Row, parent: Row) -> bool:
+    a, b = study.targets[row.target], study.targets[parent.target]
+    return a.data == b.data and (a.classes is None or b.classes is None or bool(set(a.classes) & set(b.classes)))

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from regraft.errors import DataError, WeightsError
+from regraft.errors import DataError, RunError, WeightsError
 from regraft.spec import Run, Study
 from regraft.study.check import check
 from regraft.study.costs import Cost, Costs, measure_flops_per_second
 from regraft.study.features import covered
-from regraft.study.keys import Keys, NotTrained, cacheable
-from regraft.study.plan import plan, source_cell
+from regraft.study.keys import Keys, cacheable
+from regraft.study.plan import plan
 from regraft.study.store import Store, key_of
 
 EFFICIENCY = 0.5  # of a bare convolution's speed that whole networks reach
@@ -86,7 +86,7 @@ def estimate(study: Study, store: Store, *, offline: bool = True, device: str = 
         images_unshared=fits.cost.images + scores.cost.images + unshared_images,
         flops=flops,
         disk_bytes=sum(step.left.disk_bytes for step in steps),
-        seconds=flops / speed,
+        seconds=flops / speed if all(costs.known(run) for run in runs) else None,
         absent=absent,
         graph=_graph(study, runs, keys),
     )
@@ -99,7 +99,7 @@ def _steps(stage: str, runs: list[Run], keys: Keys, there, cost) -> Steps:  # ty
         total.append(cost(run))
         try:
             have = there(run)
-        except NotTrained:
+        except RunError:  # not trained, or diverged: no score to come
             have = False
         except (DataError, WeightsError):
             have, cached = False, None
@@ -116,7 +116,7 @@ def _features(runs: list[Run], keys: Keys, costs: Costs) -> tuple[Steps, float]:
     for run in filter(cacheable, runs):
         root = keys.root(run)
         seed = run.seed if root.source.weights == "random" or run.source.run else None
-        groups.setdefault((source_cell(run, keys.by_cell), run.source, run.target.data, seed), []).append(run)
+        groups.setdefault((keys.source_cell(run), run.source, run.target.data, seed), []).append(run)
     total, left, cached, unshared = [], [], 0, 0.0
     known = True
     for members in groups.values():
@@ -127,7 +127,7 @@ def _features(runs: list[Run], keys: Keys, costs: Costs) -> tuple[Steps, float]:
         unshared += sum(sum(costs.budget(run)) + costs.test_images(run) for run in members)
         try:
             share = min(_covered(run, keys) for run in per_cut.values()) / max(1.0, images)
-        except NotTrained:
+        except RunError:
             share = 0.0
         except (DataError, WeightsError):
             share, known = 0.0, False
@@ -144,9 +144,14 @@ def _covered(run: Run, keys: Keys) -> int:
 def _absent(runs: Iterable[Run], keys: Keys) -> list[str]:
     lines = {}
     for run in runs:
-        info = keys.info(run.target.data)
-        if not info.available:
-            lines[run.target.data] = f"{run.target.data}: {info.ways}"
+        try:
+            info = keys.info(run.target.data)
+            if not info.available:
+                lines[run.target.data] = f"{run.target.data}: {info.ways}"
+            if not info.known:
+                lines[run.target.data] = f"{run.target.data} (not counted above): {info.ways}"
+        except DataError as error:
+            lines[run.target.data] = f"{run.target.data} (not counted above): {error}"
         source = run.source
         if source.network is not None and source.weights != "random":
             try:

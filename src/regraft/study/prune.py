@@ -3,58 +3,140 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from regraft.errors import RegraftError
-from regraft.spec import Study
-from regraft.study.keys import Keys, cacheable
-from regraft.study.plan import plan
+from regraft.errors import Diverged, RegraftError, StoreError
+from regraft.spec import Run, Study
+from regraft.study.keys import Keys, NotTrained, cacheable
+from regraft.study.locks import Busy, held
+from regraft.study.plan import Cell, plan
 from regraft.study.store import Store, key_of
 
 LEFTOVER_SECONDS = 24 * 3600.0  # younger temporary files may belong to a process at work
+ABANDONED_SECONDS = 30 * LEFTOVER_SECONDS  # an interrupted training that nobody has gone on with for that long
 
 
 def prune(store: Store, studies: Sequence[Study], dry_run: bool) -> list[tuple[str, int, str]]:
-    """Remove artifacts that none of `studies` needs; with none named, only leftovers and damaged artifacts.
+    """Remove artifacts and checkpoints that none of `studies` needs; with none named, only what is broken or
+    abandoned. Returns (key or file name, bytes, reason) of each; removes nothing if `dry_run`.
 
-    Returns (key or file name, bytes, reason) of each; removes nothing if `dry_run`."""
-    doomed = [*_leftovers(store)]
+    Empty lock files, and index entries of artifacts that are gone, go with them and are not listed.
+    Raises StoreError, before anything is removed, if it cannot be told what a study needs."""
+    keep: set[str] = set().union(*(_kept(study, store) for study in studies))
+    doomed = [*_leftovers(store), *_checkpoints(store, keep, any_study=bool(studies))]
     if studies:
-        keep = set().union(*(needed(study, store) for study in studies))
         doomed += [(store.path(key), "no named study needs it") for key in store.keys() if key not in keep]
-    removed = []
-    for path, reason in doomed:
-        removed.append((path.name, _size(path), reason))
-        if not dry_run:
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    removed = [(path.name, _size(path), reason) for path, reason in doomed]
+    if not dry_run:
+        for path, _ in doomed:
+            _remove(store, path)
+        _tidy(store)
     return removed
 
 
 def needed(study: Study, store: Store) -> set[str]:
-    """Keys of all artifacts that the study's results rest on, as far as the store has them."""
+    """Keys of all artifacts that the study's results rest on; those of every recipe, and of checkpoints, too.
+
+    While the choice among a source's recipes is open, what may be needed counts, whichever is chosen.
+    Raises what keeps the keys from being known: absent data or weights."""
     keys = Keys(plan(study), store, offline=True)
     found: set[str] = set()
+    heirs: dict[Cell, list[Run]] = {}
     for run in keys.runs:
-        with contextlib.suppress(RegraftError):
-            found.add(keys.fit_key(run))
-            found.add(keys.score_key(run))
-            if cacheable(run):
-                for split in ("train", "validation", "test"):
-                    found.update(store.linked(key_of(keys.features(run, split))))
+        try:
+            found |= _needed_by(run, keys)
+        except (NotTrained, Diverged):
+            cell = keys.source_cell(run)
+            assert cell is not None, "only the choice among a source's recipes needs results"
+            heirs.setdefault(cell, []).append(run)
+    for cell, runs in heirs.items():
+        for sources in itertools.product(*_lineage(cell, keys)):
+            settled = Keys([*sources, *runs], store, offline=True)
+            found.update(*(_needed_by(run, settled) for run in runs))
     return found
+
+
+def _kept(study: Study, store: Store) -> set[str]:
+    try:
+        return needed(study, store)
+    except RegraftError as error:
+        raise StoreError(
+            f"cannot tell what study {study.study!r} needs: {error}\nNothing was removed. Bring its data and weights "
+            "back (name folders as when it ran), or leave the study out if its results may go."
+        ) from error
+
+
+def _needed_by(run: Run, keys: Keys) -> set[str]:
+    found = {keys.fit_key(run), keys.score_key(run)}
+    if cacheable(run):
+        for split in ("train", "validation", "test"):
+            found.update(keys.store.linked(key_of(keys.features(run, split))))
+    return found
+
+
+def _lineage(cell: Cell, keys: Keys) -> Iterator[list[Run]]:
+    """The rival runs of the cell, of the cell of its source, and so on."""
+    next_cell: Cell | None = cell
+    while next_cell is not None:
+        rivals = keys.by_cell[next_cell]
+        yield rivals
+        next_cell = keys.source_cell(rivals[0])
 
 
 def _leftovers(store: Store) -> Iterable[tuple[Path, str]]:
     for path in (store.root / "damaged").glob("*"):
         yield path, "damaged"
-    now = time.time()
-    for folder in ("tmp", "work"):
-        for path in (store.root / folder).glob("*"):
-            if now - path.stat().st_mtime > LEFTOVER_SECONDS:
-                yield path, "left behind by a process that was stopped"
+    for path in (store.root / "tmp").glob("*"):
+        if _age_seconds(path) > LEFTOVER_SECONDS:
+            yield path, "left behind by a process that was stopped"
+
+
+def _checkpoints(store: Store, keep: set[str], *, any_study: bool) -> Iterable[tuple[Path, str]]:
+    """Checkpoints are work done: an interrupted training goes on from them."""
+    for path in (store.root / "work").glob("*"):
+        if held(store.root / "locks" / path.name):
+            continue
+        if store.has(path.name):
+            yield path, "checkpoint of a training that has since been finished"
+        elif any_study and path.name not in keep:
+            yield path, "checkpoint that no named study needs"
+        elif not any_study and _age_seconds(path) > ABANDONED_SECONDS:
+            yield path, "checkpoint, untouched for 30 days"
+
+
+def _remove(store: Store, path: Path) -> None:
+    if path.parent.name == "work":
+        with contextlib.suppress(Busy), store.locked(path.name, wait=False):  # taken up just now: leave it
+            shutil.rmtree(path, ignore_errors=True)
+        return
+    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    if path.exists():
+        raise StoreError(f"cannot remove {path}; check its permissions. What was removed before it is gone.")
+
+
+def _tidy(store: Store) -> None:
+    for lock in (store.root / "locks").glob("*"):
+        if not held(lock):
+            with contextlib.suppress(Busy), store.locked(lock.name, wait=False):
+                pass  # its release removes the file
+    for group in (store.root / "groups").glob("*"):
+        empty_for_long = _age_seconds(group) > LEFTOVER_SECONDS  # a fresh one may be about to be filled
+        for entry in group.iterdir():
+            if not store.has(entry.name):
+                entry.unlink(missing_ok=True)
+        if empty_for_long:
+            with contextlib.suppress(OSError):  # not empty
+                group.rmdir()
+
+
+def _age_seconds(path: Path) -> float:
+    with contextlib.suppress(FileNotFoundError):  # finished just now
+        return time.time() - path.stat().st_mtime
+    return 0.0
 
 
 def _size(path: Path) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regraft.errors import RegraftError
-from regraft.spec import Run, Study
+from regraft.spec import Row, Run, Study
 from regraft.study.files import write_text
 from regraft.study.html import html_table
 
@@ -83,7 +83,7 @@ class Results:
         rows = {row.name: (i, row) for i, row in enumerate(study.all_rows())}
         for cell in sorted(keys.by_cell, key=lambda c: (rows[c[0]][0], c[1])):
             try:
-                found.append(_read_cell(keys, keys.chosen(cell), study))
+                found.append(_read_cell(keys, keys.chosen(cell), rows[cell[0]][1]))
             except RegraftError as error:
                 missing.append(Missing(*cell, reasons.get(cell, str(error))))
         return cls(study, found, missing, len(found))
@@ -124,13 +124,12 @@ class Results:
         return html_table(self)
 
 
-def _read_cell(keys: Keys, run: Run, study: Study) -> Cell:
+def _read_cell(keys: Keys, run: Run, row: Row) -> Cell:
     fitted = keys.fitted(run)
     scored = keys.store.get(keys.score_key(run))
     if scored is None:
         raise RegraftError("trained, but not scored yet")
     network, stem = keys.network(run)
-    row = study.row(run.row)
     values, classes = fitted.values, len(scored.values["class_names"])
     return Cell(
         row=run.row, seed=run.seed, accuracy=scored.values["accuracy"], test_images=scored.values["test_images"],

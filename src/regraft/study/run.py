@@ -34,13 +34,14 @@ def run_study(
     store = store or default_store()
     runs = plan(study)  # pure; no image read yet
     keys = Keys(runs, store, offline=offline)
-    check(runs, keys)
+    here = Keys(runs, store, offline=True)  # nothing is fetched before the display is up
+    check(runs, here)
     setting = Setting(str(store.root), tuple(runs), device, threads or executor.threads(), offline)
     account = Account(study, keys, setting, report)
-    if (finished := read_results(study, store, keys=keys)).missing:
+    if (finished := read_results(study, store, keys=here)).missing:
         with executor.started(setting, report) as run_all:
-            account.settle(run_all(obtain_data, account.data_steps()))
             account.settle(run_all(obtain_weights, account.weights_steps()))
+            account.settle(run_all(obtain_data, account.data_steps()))
             account.begin()
             for wave in waves(runs):  # a source run comes before the runs that cut it
                 account.settle(run_all(obtain_features, account.feature_steps(wave)))

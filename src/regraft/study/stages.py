@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -27,9 +29,10 @@ Advance = Callable[[float, str], None]
 
 def obtain_data(run: Run, bench: Bench, advance: Advance, wait: bool) -> str:
     """Have the images of the run's target on this machine, verified."""
-    with bench.store.locked("data-" + run.target.data.replace("/", "_")[-100:], wait=wait):
+    with bench.store.locked("data-" + hashlib.sha256(run.target.data.encode()).hexdigest(), wait=wait):
         data = bench.whole(run)
-    return f"{len(data.train):,} training and {len(data.test):,} test images"
+    unreadable = f"; {len(data.unreadable)} unreadable files left out" if data.unreadable else ""
+    return f"{len(data.train):,} training and {len(data.test):,} test images{unreadable}"
 
 
 def obtain_weights(source: Source, bench: Bench, advance: Advance, wait: bool) -> str:
@@ -43,9 +46,14 @@ def obtain_fit(run: Run, bench: Bench, advance: Advance, wait: bool) -> str:
     train = _fit_head if cacheable(run) else _fit_network
 
     def compute(scratch: Scratch) -> Payload:
-        return train(run, bench, scratch, advance)
+        try:
+            return train(run, bench, scratch, advance)
+        except Diverged as error:  # a result like any other: known, and not to be found out again at every start
+            return Payload({"diverged": str(error)})
 
     artifact = bench.store.cached(bench.keys.fit(run), compute, device=bench.device_name, wait=wait)
+    if "diverged" in artifact.values:
+        return f"diverged: {artifact.values['diverged']}"
     held = artifact.values["validation_accuracy"]
     notes = "".join(f"; {note}" for note in artifact.values["notes"])
     return (f"validation {100 * held:.1f} %" if held is not None else "trained") + notes
@@ -102,7 +110,7 @@ def _fit_head(run: Run, bench: Bench, scratch: Scratch, advance: Advance) -> Pay
 def _solve(run: Run, head: nn.Module, train: Batches, validation: Batches | None) -> Fit:
     x, y = train.take(torch.arange(len(train)), None), train.labels
     classes = _classes(head)
-    weight, bias = logistic_regression(
+    weight, bias, converged = logistic_regression(
         x, y, classes=classes, weight_decay=run.recipe.weight_decay, max_iterations=run.recipe.epochs
     )
     linear = next(m for m in head.modules() if isinstance(m, nn.Linear))
@@ -114,7 +122,10 @@ def _solve(run: Run, head: nn.Module, train: Batches, validation: Batches | None
     entry = {"epoch": 1.0, "lr": 0.0, "train_loss": loss, "train_accuracy": accuracy}
     if validation is not None:
         entry["validation_loss"], entry["validation_accuracy"] = evaluate(head, validation)
-    return Fit({k: v.cpu() for k, v in head.state_dict().items()}, [entry], 1, ())
+    if not all(math.isfinite(value) for value in entry.values()):
+        raise Diverged(f"{run.label}: the solved head gives losses that are not finite; raise weight_decay")
+    notes = () if converged else (f"L-BFGS stopped after {run.recipe.epochs} iterations, short of its tolerance",)
+    return Fit({k: v.cpu() for k, v in head.state_dict().items()}, [entry], 1, notes)
 
 
 def _fit_network(run: Run, bench: Bench, scratch: Scratch, advance: Advance) -> Payload:
@@ -197,7 +208,7 @@ def _image_batches(run: Run, part: Part, bench: Bench, *, augmentation: Augmenta
 def _test_logits(run: Run, bench: Bench, advance: Advance) -> Tensor:
     """Logits (n, classes) of the stored fit for the scored test images."""
     positions = test_positions(run, bench)
-    tensors = bench.keys.fitted(run).tensors()
+    tensors = bench.store.tensors(bench.keys.fitted(run))
     head_state = {k.removeprefix("head/"): v for k, v in tensors.items() if k.startswith("head/")}
     no_labels = np.zeros(len(positions), np.int64)
     if cacheable(run):

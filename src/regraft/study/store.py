@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import torch
 
 KEY_VERSION = 1  # raised when the meaning of keys themselves changes
+CHECKPOINT_FORMAT = 1  # raised when older checkpoints can no longer be read; those of another format are ignored
 FILES = ("spec.json", "values.json", "data.safetensors")
 
 
@@ -106,12 +107,22 @@ class Store:
     @contextlib.contextmanager
     def locked(self, name: str, *, wait: bool = True) -> Iterator[None]:
         lock = Lock(self.root / "locks" / name, wait=wait)
-        with self._writing():
+        with _writing(self.root):
             lock.acquire()
         try:
             yield
         finally:
             lock.release()
+
+    def tensors(self, artifact: Artifact) -> dict[str, torch.Tensor]:
+        """The artifact's tensors, on the CPU. Raises ArtifactDamaged after it has set the artifact aside."""
+        try:
+            return artifact.tensors()
+        except ArtifactDamaged as error:
+            self.set_aside(artifact.key, str(error))
+            raise ArtifactDamaged(
+                f"{error}. The artifact has been set aside in {self.root / 'damaged'}; run again to compute it anew."
+            ) from None
 
     def get(self, key: str) -> Artifact | None:
         """The artifact, or None if it is absent or was damaged (then it has been set aside)."""
@@ -155,7 +166,7 @@ class Store:
     def set_aside(self, key: str, why: str) -> None:
         """Move a damaged artifact out of the way, keeping it for inspection."""
         target = self.root / "damaged" / f"{key}.{secrets.token_hex(4)}"
-        with self._writing():
+        with _writing(self.root):
             target.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileNotFoundError):  # another process was first
                 self.path(key).rename(target)
@@ -164,7 +175,7 @@ class Store:
     # A set of artifacts that belong together (the shards of one feature table), found without reading them all.
     def link(self, group: str, key: str) -> None:
         folder = self.root / "groups" / group
-        with self._writing():
+        with _writing(self.root):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / key).touch()
 
@@ -176,18 +187,13 @@ class Store:
         return self.root / "objects" / key[:2] / key
 
     def _write(self, key: str, spec: Mapping[str, Any], payload: Payload, record: dict[str, Any]) -> Artifact:
-        from safetensors.torch import save_file
-
-        with self._writing():
+        with _writing(self.root):
             folder = self.root / "tmp" / f"{key}.{os.getpid()}.{secrets.token_hex(4)}"
             folder.mkdir(parents=True)
             try:
                 (folder / "spec.json").write_text(canonical(spec))
                 (folder / "values.json").write_text(canonical(payload.values))
-                save_file(
-                    {name: t.detach().cpu().contiguous() for name, t in payload.tensors.items()},
-                    folder / "data.safetensors",
-                )
+                _save_tensors(folder / "data.safetensors", payload.tensors)
                 record = {**record, "sha256": {name: _sha256(folder / name) for name in FILES}}
                 sealed = {"record": record, "sha256": hashlib.sha256(canonical(record).encode()).hexdigest()}
                 (folder / "record.json").write_text(canonical(sealed))
@@ -205,16 +211,6 @@ class Store:
                 shutil.rmtree(folder, ignore_errors=True)
         return self.read(key)
 
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise StoreError(
-                f"cannot write to the store {self.root}: {error.strerror or error}. Free some space or check the "
-                "permissions, or name another folder with --store; what is finished is kept."
-            ) from error
-
 
 class Scratch:
     """Where a stage under way keeps its checkpoint, so that `kill -9` loses little. Gone once the result is stored."""
@@ -226,26 +222,30 @@ class Scratch:
         self._start = time.perf_counter()
 
     def save(self, state: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
-        """Replace the checkpoint in one step; a crash leaves the old or the new one, never a mixture."""
-        from safetensors.torch import save_file
+        """Replace the checkpoint in one step; a crash leaves the old or the new one, never a mixture.
 
-        self.folder.mkdir(parents=True, exist_ok=True)
+        Raises StoreError if it cannot be written."""
         seconds = self.seconds_before + time.perf_counter() - self._start
-        meta = {"state": canonical({**state, "_seconds": seconds})}
+        meta = {"state": canonical({**state, "format": CHECKPOINT_FORMAT, "_seconds": seconds})}
         fresh = self.folder / f"{os.getpid()}.{secrets.token_hex(4)}.tmp"
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, fresh, metadata=meta)
-        digest = _sha256(fresh)
-        _flush(fresh)
-        # The digest travels in the name: state and tensors are verified together before they are trusted.
-        final = self.folder / f"checkpoint-{digest}.safetensors"
-        fresh.rename(final)
-        _flush(self.folder)
-        for old in self.folder.glob("checkpoint-*.safetensors"):
-            if old != final:
-                old.unlink(missing_ok=True)
+        with _writing(self.folder):
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                _save_tensors(fresh, tensors, meta)
+                # The digest travels in the name: state and tensors are verified together before they are trusted.
+                final = self.folder / f"checkpoint-{_sha256(fresh)}.safetensors"
+                _flush(fresh)
+                fresh.rename(final)
+                _flush(self.folder)
+            finally:
+                with contextlib.suppress(OSError):  # gone, if all went well
+                    fresh.unlink()
+            for old in self.folder.glob("checkpoint-*.safetensors"):
+                if old != final:
+                    old.unlink(missing_ok=True)
 
     def load(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
-        """The newest intact checkpoint, or None."""
+        """The newest intact checkpoint of this format, or None."""
         from safetensors import safe_open
 
         files = sorted(self.folder.glob("checkpoint-*.safetensors"), key=lambda f: f.stat().st_mtime_ns)
@@ -254,7 +254,9 @@ class Scratch:
                 file.unlink(missing_ok=True)  # torn or damaged: as if it had never been written
                 continue
             with safe_open(file, framework="pt") as f:
-                state = json.loads(f.metadata()["state"])
+                state = json.loads((f.metadata() or {}).get("state", "{}"))
+                if state.pop("format", None) != CHECKPOINT_FORMAT:
+                    continue  # of another release
                 tensors = {name: f.get_tensor(name) for name in f.keys()}
             self.seconds_before = state.pop("_seconds")
             return state, tensors
@@ -289,6 +291,32 @@ def _verify(file: Path, digest: str | None) -> None:
 def _sha256(file: Path) -> str:
     with file.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _save_tensors(file: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Raises OSError if the file cannot be written."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    file.touch()
+    mode = file.stat().st_mode  # as the umask has it; safetensors replaces the file by one that only its owner reads
+    try:
+        save_file(plain, file, metadata=metadata)
+    except SafetensorError as error:  # how it reports a full disk, among others
+        raise OSError(str(error)) from error
+    file.chmod(mode)
+
+
+@contextlib.contextmanager
+def _writing(place: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"cannot write to the store {place}: {error.strerror or error}. Free some space or check the "
+            "permissions, or name another folder with --store; what is finished is kept."
+        ) from error
 
 
 def _flush(path: Path) -> None:
