@@ -1,10 +1,12 @@
 """Writes the README's table of results from recorded runs: `python docs/make_tables.py [--check]`.
 
-A recorded run is a `results.json` of `regraft run`, kept as `docs/records/NAME.json`. No number is typed.
+A recorded run is a `results.json` of `regraft run`, kept as `docs/records/NAME.json` without its large matrices:
+`python docs/make_tables.py --record regraft-NAME/results.json`. No number is typed.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -61,5 +63,16 @@ def _where(results: Results, path: Path) -> str:
     )
 
 
+def record(path: Path) -> None:
+    """Keep a run's results for the README: all scores, curves and costs; not the confusion matrices."""
+    content = json.loads(path.read_text("utf-8"))
+    for cell in content["cells"]:
+        cell |= {"confusion": [], "class_names": []}
+    name = content["study"]["study"]
+    (RECORDS / f"{name}.json").write_text(json.dumps(content, ensure_ascii=False) + "\n", "utf-8")
+
+
 if __name__ == "__main__":
+    if "--record" in sys.argv[1:]:
+        record(Path(sys.argv[-1]))
     update({"README.md": {"results": results_block()}}, check="--check" in sys.argv[1:])

@@ -167,7 +167,7 @@ def prune(
     store: StoreFolder = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would be removed")] = False,
 ) -> None:
-    """Remove from the store what none of the named studies needs; none named: only broken leftovers."""
+    """Remove from the store what none of the named studies needs; none named: only what is broken or abandoned."""
     keep = [_read_study(name) for name in studies or []]
     from regraft import cli_text
     from regraft.study.prune import prune as prune_store

@@ -17,7 +17,7 @@ from pathlib import Path
 import typer
 
 from regraft.cli_text import show
-from regraft.errors import StoreError
+from regraft.errors import StoreError, StudyError
 from regraft.show.progress import choose_display
 from regraft.show.report import write_report
 from regraft.show.tables import results_table
@@ -46,7 +46,7 @@ class Wishes:
 
 def execute(study: Study, store: Store, wishes: Wishes) -> int:
     """Run `study`, write its files, print the outcome; returns the exit code."""
-    make_folder(wishes.out)  # before hours of work, not after
+    fresh = make_folder(wishes.out)  # before hours of work, not after
     try:
         with time_limit(wishes.minutes) as limit, choose_display(_kind(wishes)) as report:
             results = run_study(
@@ -58,6 +58,10 @@ def execute(study: Study, store: Store, wishes: Wishes) -> int:
                 threads=wishes.threads,
                 offline=wishes.offline,
             )
+    except StudyError:
+        if fresh:
+            wishes.out.rmdir()
+        raise
     except KeyboardInterrupt:
         if not limit.reached.is_set():
             typer.echo(f"\nStopped; what is finished is kept. Go on with: {_this_command()}", err=True)
@@ -68,12 +72,14 @@ def execute(study: Study, store: Store, wishes: Wishes) -> int:
     return INCOMPLETE if results.missing else COMPLETE
 
 
-def make_folder(folder: Path) -> None:
-    """Raises StoreError unless files can be written there."""
+def make_folder(folder: Path) -> bool:
+    """Whether it had to be made. Raises StoreError unless files can be written there."""
+    fresh = not folder.exists()
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
+    return fresh
 
 
 def write_files(results: Results, folder: Path) -> None:

@@ -17,7 +17,6 @@ from regraft.study.executors import Processes
 from regraft.study.keys import Keys
 from regraft.study.plan import plan, waves
 from regraft.study.planning import estimate
-from regraft.study.prune import prune
 from regraft.study.results import Results
 from regraft.study.run import read_results, run_study
 from regraft.study.stages import _fit_head, _fit_network
@@ -191,17 +190,6 @@ def test_the_plan_counts_what_is_there(finished: Finished, tmp_path: Path) -> No
     assert fresh.images < fresh.images_unshared
     assert [s.cached for s in fresh.steps] == [0, 0, 0]
     assert any("source" in line for line in fresh.lines())
-
-
-def test_prune_keeps_what_a_study_needs_and_removes_the_rest(finished: Finished, tmp_path: Path) -> None:
-    study, store, _, _ = finished
-    assert prune(store, [study], dry_run=True) == []
-    smaller = Study.from_dict(small_study(grid=[]))
-    doomed = prune(store, [smaller], dry_run=True)
-    assert doomed
-    assert read_results(study, store).missing == []
-    kept = {key for key, _, _ in doomed}.isdisjoint(c.key for c in read_results(smaller, store).cells)
-    assert kept
 
 
 def test_a_damaged_feature_table_is_mended(finished: Finished, tmp_path: Path) -> None:

@@ -270,11 +270,13 @@ def chain(n: int, first: str) -> dict[str, Any]:
     return {**SMALL, "sources": sources, "rows": rows[::-1]}
 
 
-def test_a_chain_of_2000_sources_is_checked_in_a_second() -> None:
+def test_a_chain_of_2000_sources_is_refused_in_a_second() -> None:
     data = chain(2000, "scratch")
-    started = time.perf_counter()
-    assert len(Study.from_dict(data).rows) == 2000
-    assert time.perf_counter() - started < 1
+    start = time.process_time()
+    with pytest.raises(StudyError, match="at most 50"):
+        Study.from_dict(data)
+    assert time.process_time() - start < 1.0
+    assert len(Study.from_dict(chain(50, "scratch")).all_rows()) >= 50
 
 
 def test_a_cycle_at_the_end_of_a_chain_is_refused_with_the_cycle_alone() -> None:
@@ -313,3 +315,11 @@ def test_parts_built_in_python_meet_the_same_checks() -> None:
         Source(network="res\ud800net")
     with pytest.raises(ValueError, match="must differ"):
         Target(data="digits", classes=("a", "a"))
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [("learning_rate", "lr"), ("bs", "batch_size"), ("scheduler", "schedule")])
+def test_names_of_other_tools_are_translated(theirs: str, ours: str) -> None:
+    data = chain(1, "scratch")
+    data["recipes"] = {"short": {theirs: 1}}
+    with pytest.raises(StudyError, match=f"here it is '{ours}'"):
+        Study.from_dict(data)

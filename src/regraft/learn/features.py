@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -10,7 +12,13 @@ from regraft.learn.batches import Batches, forward_in_chunks
 from regraft.networks import Trunk
 
 
-def extract(trunk: Trunk, images: Batches, *, batch_size: int = 128) -> dict[str, Tensor]:
+def extract(
+    trunk: Trunk,
+    images: Batches,
+    *,
+    batch_size: int = 128,
+    advance: Callable[[float], None] = lambda done: None,
+) -> dict[str, Tensor]:
     """Pooled features of every cut, computed together.
 
     trunk: frozen, images (b, 3, s, s) -> {cut: (b, d)}, as made from `body_for_cuts(..., pooled=True)`.
@@ -25,6 +33,7 @@ def extract(trunk: Trunk, images: Batches, *, batch_size: int = 128) -> dict[str
         for chunk in forward_in_chunks(len(images), batch_size, images.labels.device, forward):
             for name, values in chunk.items():
                 parts.setdefault(name, []).append(values)
+            advance(sum(map(len, next(iter(parts.values())))) / len(images))
     features = {name: torch.cat(chunks) for name, chunks in parts.items()}
     for name, values in features.items():
         if not torch.isfinite(values).all():

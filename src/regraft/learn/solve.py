@@ -65,4 +65,5 @@ def _well_conditioned(x: Tensor, *, classes: int, weight_decay: float) -> Tensor
     else:
         s, directions = torch.linalg.eigh(x.T @ x / n)
     kept = s > 1e-10 * s.max()
-    return directions[:, kept] / (s[kept] / classes + weight_decay).sqrt()
+    basis: Tensor = directions[:, kept] / (s[kept] / classes + weight_decay).sqrt()
+    return basis

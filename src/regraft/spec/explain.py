@@ -29,6 +29,16 @@ def explain(error: ValidationError, top: Sequence[str]) -> StudyError:
     return kind("\n  ".join(["", *lines]) if len(lines) > 1 else lines[0])
 
 
+# What other tools call a field
+ELSEWHERE = {
+    "learning_rate": "lr", "wd": "weight_decay", "l2": "weight_decay", "bs": "batch_size", "batch": "batch_size",
+    "num_epochs": "epochs", "n_epochs": "epochs", "max_epochs": "epochs", "smoothing": "label_smoothing",
+    "scheduler": "schedule", "augmentation": "augment", "model": "network", "arch": "network", "backbone": "network",
+    "pretrained": "weights", "checkpoint": "weights", "dataset": "data", "shots": "per_class", "layer": "cut",
+    "seed": "seeds", "name": "study", "title": "study", "classifier": "head",
+}  # fmt: skip
+
+
 def path_of(place: Place) -> str:
     """("rows", 1, "name") -> rows[1].name"""
     said = [part for part in place if part != "[key]"]  # pydantic's mark for "the key itself"
@@ -55,7 +65,10 @@ def _line(item: ErrorDetails, top: Sequence[str]) -> str:
     path, kind = path_of(item["loc"]), item["type"]
     if kind == "extra_forbidden":
         fields = _fields_at(item["loc"], top)
-        return f"{path}: unknown field{nearest(str(item['loc'][-1]), fields)} Fields: {', '.join(fields)}."
+        name = str(item["loc"][-1])
+        ours = ELSEWHERE.get(name.lower())
+        hint = f"; here it is {ours!r}." if ours in fields else nearest(name, fields)
+        return f"{path}: unknown field{hint} Fields: {', '.join(fields)}."
     if kind == "missing":
         return f"{path}: required, but missing."
     if kind == "value_error":

@@ -18,6 +18,7 @@ from regraft.spec.text import Name, Text, shown
 
 MAX_FILE_BYTES = 4_000_000  # a study is written by hand; anything larger is not one
 MAX_ROWS = 200_000
+MAX_CHAIN = 50  # runs that a run may stand on; a study of repeated transfer has a handful
 
 
 class Study(Model):
@@ -204,11 +205,11 @@ def _check_choices(study: Study, row: Row, where: str) -> None:
 
 def _check_cycles(study: Study, rows: tuple[Row, ...]) -> None:
     source_of = {row.name: row.source for row in rows}
-    ends_well: set[str] = set()  # each row is followed once, however long the chains
+    depths: dict[str, int] = {}  # sources below each row that ends well: each is followed once
     for start in source_of:
         path: dict[str, None] = {}  # in order
         row: str | None = start
-        while row is not None and row not in ends_well:
+        while row is not None and row not in depths:
             if row in path:
                 passed = list(path)
                 cycle = [*passed[passed.index(row) :], row]
@@ -218,4 +219,11 @@ def _check_cycles(study: Study, rows: tuple[Row, ...]) -> None:
                 )
             path[row] = None
             row = study.sources[source_of[row]].run
-        ends_well.update(path)
+        below = 0 if row is None else depths[row] + 1
+        for i, passed_row in enumerate(reversed(path)):
+            depths[passed_row] = below + i
+        if path and depths[start] > MAX_CHAIN:
+            raise StudyError(
+                f"sources.{source_of[start]}.run: row {start!r} stands on {depths[start]:,} runs, one cut from the "
+                f"other; at most {MAX_CHAIN} are possible. Let it start from an earlier one."
+            )

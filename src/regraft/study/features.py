@@ -96,7 +96,10 @@ def obtain_features(task: FeatureTask, bench: Bench, advance: Advance, wait: boo
         before = trunk.state_hash()
         shards = [every[i : i + SHARD] for i in range(0, len(every), SHARD)]
         for i, positions in enumerate(shards):
-            features = _pass(trunk, first, task.split, positions, bench)
+            features = _pass(
+                trunk, first, task.split, positions, bench,
+                advance=lambda done, i=i: advance((i + done) / len(shards), ""),  # type: ignore[misc]
+            )  # fmt: skip
             if trunk.state_hash() != before:
                 raise FrozenTrunkMoved(f"{first.label}: the trunk changed while its features were extracted")
             for run, missing in todo.items():
@@ -171,14 +174,16 @@ def _trunk(run: Run, cuts: Sequence[str], bench: Bench) -> Trunk:
     return trunk
 
 
-def _pass(trunk: Trunk, run: Run, split: str, positions: Positions, bench: Bench) -> dict[str, Tensor]:
+def _pass(
+    trunk: Trunk, run: Run, split: str, positions: Positions, bench: Bench, *, advance: Callable[[float], None]
+) -> dict[str, Tensor]:
     images = ImageBatches(
         bench.images(run, split)[positions],
         np.zeros(len(positions), np.int64),  # labels play no part
         bench.keys.preprocessing(run),
         device=bench.device,
     )
-    return extract(trunk, images)
+    return extract(trunk, images, advance=advance)
 
 
 def _store_shard(run: Run, split: str, positions: Positions, rows: Tensor, trunk_hash: str, bench: Bench) -> None:
