@@ -13,6 +13,7 @@ from pathlib import Path
 from blocks import REPOSITORY, update
 
 from regraft.analysis.table import rows_table
+from regraft.show.figures import accuracy_by_cut, save
 from regraft.show.text import duration, percent
 from regraft.spec import presets
 from regraft.study.results import Results
@@ -72,7 +73,15 @@ def record(path: Path) -> None:
     (RECORDS / f"{name}.json").write_text(json.dumps(content, ensure_ascii=False) + "\n", "utf-8")
 
 
+def draw() -> None:
+    """The README's figure, from the recorded quickstart."""
+    chart = accuracy_by_cut(Results.from_json(RECORDS / "quickstart.json"))
+    assert chart is not None
+    save(chart, REPOSITORY / "docs" / "figures" / "quickstart.svg")
+
+
 if __name__ == "__main__":
     if "--record" in sys.argv[1:]:
         record(Path(sys.argv[-1]))
+        draw()
     update({"README.md": {"results": results_block()}}, check="--check" in sys.argv[1:])

@@ -10,7 +10,7 @@ from regraft.spec import Study
 from regraft.study.results import Cell, Missing, Results
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
-ODD_NAMES = (HOSTILE, "\u202eevil\u202c שלום עולם", "x" * 200, "🦆👩‍🔬 \x1b[31mred\x1b[0m")
+ODD_NAMES = (HOSTILE, "\u202eevil\u202c שלום עולם", "x" * 200, "🦆👩‍🔬 [31mred[0m")
 
 SOURCES = {
     "rn18": {"network": "resnet18", "stem": "cifar"},
@@ -174,7 +174,7 @@ def hostile() -> Results:
             row=name, seed=seed, accuracy=0.1 if name == HOSTILE else 0.9 + 0.01 * seed, source=HOSTILE,
             target=HOSTILE, data="digits", recipe=HOSTILE, note=HOSTILE, original=0.5,
             class_names=(*ODD_NAMES, *CLASSES[4:]),
-            cost={"seconds": 1.0, "device": HOSTILE},
+            cost={"seconds": 1.0, "device": f"{HOSTILE}\x1b[31mred\x1b[0m"},
         )
         for name in ODD_NAMES[:-1] for seed in (0, 1)
     ]  # fmt: skip

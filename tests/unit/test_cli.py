@@ -310,6 +310,16 @@ def test_rows_that_cannot_be_had_are_named_and_the_exit_code_is_3(regraft: Call,
     assert {cell["row"] for cell in missing} == {"away"}
 
 
+def test_an_out_folder_that_cannot_be_written_is_refused_before_anything_is_computed(
+    regraft: Call, tiny: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    code, _, err = regraft("run", tiny, "--out", tmp_path / "file" / "out", "--store", tmp_path / "store")
+    assert code == 1
+    assert "--out" in err
+    assert not (tmp_path / "store").exists()
+
+
 def test_a_time_limit_stops_with_what_is_there_and_exit_code_3(regraft: Call, tiny: Path, tmp_path: Path) -> None:
     tiny.write_text(TINY.replace("optimizer: lbfgs, epochs: 20", "epochs: 100000").replace("frozen", "finetune"))
     code, _, err = regraft("run", tiny, "--out", tmp_path / "out", "--minutes", "0.05", "--threads", "1")
