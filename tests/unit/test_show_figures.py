@@ -136,3 +136,15 @@ def test_an_unknown_ending_is_refused(tmp_path: Path) -> None:
     assert chart is not None
     with pytest.raises(UnknownName, match=r"\.bmp"):
         figures.save(chart, tmp_path / "figure.bmp")
+
+
+def test_cuts_stand_in_the_order_of_the_network_whatever_the_order_of_the_rows() -> None:
+    results = grid_of_cuts()
+    first, *others = results.study.grid
+    turned = first.model_copy(update={"cut": first.cut[::-1]})
+    study = results.study.model_copy(update={"grid": (turned, *others)})
+    for each in (results, dataclasses.replace(results, study=study)):
+        chart = figures.accuracy_by_cut(each)
+        assert chart is not None
+        layer = next(layer for layer in figures.spec(chart)["layer"] if "x" in layer["encoding"])
+        assert layer["encoding"]["x"]["sort"] == ["layer1.1", "layer2.1", "layer3.1", "layer4.1"]

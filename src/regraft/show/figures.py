@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import math
+import re
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -148,13 +149,14 @@ def _row_marks(row: TableRow, kinds: list[str]) -> Entries:
 
 
 def accuracy_by_cut(results: Results) -> Chart | None:
-    """A line per source, method, head and target that has two cuts or more; x in the order of the study."""
+    """A line per source, method, head and target that has two cuts or more; x from the image to the classifier."""
     entries = _lines(
         results, lambda row: (row.source, row.method, row.head, row.target), lambda row: printable(row.cut)
     )
     if not entries:
         return None
-    order = list(dict.fromkeys(entry["x"] for entry in entries))
+    depths = {printable(cell.cut): cell.depth for cell in results.cells}
+    order = sorted({entry["x"] for entry in entries}, key=lambda cut: (depths[cut] or 0.0, _natural(cut)))
     axis = alt.Axis(title="cut: last layer of the trunk", labelAngle=-35, labelLimit=140)
     x = alt.X("x:N", sort=order, scale=alt.Scale(type="point", padding=0.3), axis=axis)
     return _line_chart(entries, x, "Accuracy by cut")
@@ -172,6 +174,12 @@ def accuracy_by_budget(results: Results) -> Chart | None:
         return None
     x = alt.X("x:Q", scale=alt.Scale(type="log", nice=False, padding=20), axis=alt.Axis(format="~s"))
     return _line_chart(entries, x.title("training images (log scale)"), "Accuracy by number of training images")
+
+
+def _natural(name: str) -> tuple[bool, list[tuple[int, str]]]:
+    """layer2.2 before layer2.10 before layer3.0, and the penultimate layer last; for records without depths."""
+    parts = re.findall(r"\d+|\D+", name)
+    return name == "penultimate", [(int(part), "") if part.isdigit() else (0, part) for part in parts]
 
 
 def _lines(results: Results, group: Any, x: Any) -> Entries:

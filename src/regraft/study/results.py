@@ -52,6 +52,7 @@ class Cell:
     curve: list[dict[str, float]] = field(default_factory=list)  # per epoch: epoch, train_loss, lr, validation_*
     confusion: list[list[int]] = field(default_factory=list)  # [true][predicted], counts
     class_names: tuple[str, ...] = ()
+    depth: float | None = None  # share of the network's FLOPs below the cut
 
 
 CSV_FIELDS = tuple(f.name for f in fields(Cell))[: tuple(f.name for f in fields(Cell)).index("key") + 1]
@@ -142,5 +143,5 @@ def _read_cell(keys: Keys, run: Run, row: Row) -> Cell:
         image_size=fitted.spec["preprocessing"]["image_size"], recipe=run.recipe_name, note=row.note,
         original=row.original, key=fitted.key, cost={**fitted.record, "score": scored.record},
         curve=values["curve"], confusion=scored.values["confusion"],
-        class_names=tuple(scored.values["class_names"]),
+        class_names=tuple(scored.values["class_names"]), depth=values.get("depth"),
     )  # fmt: skip

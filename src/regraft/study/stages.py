@@ -173,6 +173,7 @@ def _payload(
         "train_images": len(train),
         "validation_images": 0 if held is None else len(held),
         "class_names": list(bench.dataset(run).classes),
+        "depth": round(bench.point(run).depth, 6),
         "trunk_sha256": {"before": hashes[0], "after": hashes[1]},
         "notes": list(found.notes),
     }
