@@ -377,3 +377,12 @@ def test_a_damaged_source_is_trained_again_at_the_next_start(store: Store) -> No
     again = run_study(study, store, threads=1)
     assert again.missing == []
     assert [c.accuracy for c in again.cells] == [c.accuracy for c in first.cells]
+
+
+def test_what_is_not_its_turn_yet_says_so_in_few_words(store: Store) -> None:
+    rows = small_study()["rows"]
+    rows[0]["recipe"] = ["fast", "steps"]  # which of them the source will be is not known yet
+    results = read_results(Study.from_dict(small_study(grid=[], rows=rows)), store)
+    reasons = {m.row: m.reason for m in results.missing}
+    assert reasons["scratch"] == "not trained yet"
+    assert reasons["tuned"] == "waits for 'source'"

@@ -61,11 +61,11 @@ def refusal(data: dict[str, Any]) -> str:
     ],
 )
 def test_a_grid_name_holds_plain_fields_only(name: str, said: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     message = refusal({**SMALL, "grid": [{**GRID, "name": "{target}"}, {**GRID, "name": name}]})
     assert message.startswith("study: grid[1].name: ")
     assert said in message
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 def test_doubled_braces_in_a_grid_name_stand_for_themselves() -> None:

@@ -22,7 +22,11 @@ SCORE_VERSION = 1
 
 
 class NotTrained(RunError):
-    """A key cannot be known yet: it depends on a run that has no result."""
+    """A key cannot be known yet: it depends on a run of `row` that has no result."""
+
+    def __init__(self, message: str, row: str = "") -> None:
+        super().__init__(message)
+        self.row = row
 
 
 class Keys:
@@ -189,7 +193,7 @@ class Keys:
         """The stored fit. Raises NotTrained, or Diverged if that is how its training ended."""
         artifact = self.store.get(self.fit_key(run))
         if artifact is None:
-            raise NotTrained(f"{run.label} has not been trained")
+            raise NotTrained(f"{run.label} has not been trained", run.row)
         if "diverged" in artifact.values:
             raise Diverged(artifact.values["diverged"])
         return artifact

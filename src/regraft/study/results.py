@@ -86,7 +86,7 @@ class Results:
             try:
                 found.append(_read_cell(keys, keys.chosen(cell), rows[cell[0]][1]))
             except RegraftError as error:
-                missing.append(Missing(*cell, reasons.get(cell, str(error))))
+                missing.append(Missing(*cell, reasons.get(cell, _why(error, cell[0]))))
         return cls(study, found, missing, len(found))
 
     @property
@@ -123,6 +123,14 @@ class Results:
 
     def _repr_html_(self) -> str:
         return html_table(self)
+
+
+def _why(error: RegraftError, row: str) -> str:
+    """Why a cell has no score, in few words where it is simply not its turn yet."""
+    waits_for = getattr(error, "row", "")  # of NotTrained
+    if not waits_for:
+        return str(error)
+    return "not trained yet" if waits_for == row else f"waits for {waits_for!r}"
 
 
 def _read_cell(keys: Keys, run: Run, row: Row) -> Cell:
