@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 # torch's threads (GNU OpenMP) wait for each other by spinning. On a machine that does something else as well, one of
 # two is soon waiting for a thread that has no core: training was measured up to 40 times slower. A short spin costs
-# under 3 % on a quiet machine. It must be set before torch is loaded; what the user has set is left alone.
+# up to about a tenth on a quiet machine (LOG.md). It must be set before torch is loaded; the user's own setting stays.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 

@@ -9,13 +9,18 @@ import pytest
 from PIL import Image
 from scipy.stats import binomtest
 from sklearn.datasets import load_digits
+from torch import nn
 
 from regraft.data import load_dataset
 from regraft.errors import TestLabelsClosed
+from regraft.networks import Grafted, Trunk
 from regraft.seeding import stream
-from regraft.spec import Study
+from regraft.spec import Run, Study
+from regraft.study.bench import Bench
 from regraft.study.run import run_study
+from regraft.study.stages import _grafted
 from regraft.study.store import Store
+from tests.study.conftest import small_study
 
 TINY = "timm/test_resnet"
 CLASSES = ("ash", "birch", "cedar", "daphne")
@@ -87,3 +92,24 @@ def test_scoring_twice_reads_test_labels_once() -> None:
     with pytest.raises(TestLabelsClosed):
         test.score(logits, run="a")
     assert test.scored == 1
+
+
+def test_a_frozen_trunk_that_moves_fails_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The original study's mistake, made on purpose: no gradients, but BatchNorm in training mode."""
+
+    class Leaky(Trunk):
+        def train(self, mode: bool = True) -> Leaky:
+            return nn.Module.train(self, mode)
+
+    def leaky(run: Run, bench: Bench) -> Grafted:
+        model = _grafted(run, bench)
+        model.trunk = Leaky(model.trunk.body, frozen=True)
+        return model
+
+    monkeypatch.setattr("regraft.study.stages._grafted", leaky)
+    data = small_study(grid=[], rows=[{**small_study()["rows"][3], "source": "random", "recipe": "fast"}])
+    data["sources"].pop("trained")
+    data["recipes"]["fast"]["augment"] = "flip"  # so that the trunk runs live
+    results = run_study(Study.from_dict(data), Store(tmp_path), threads=1)
+    assert results.cells == []
+    assert all("frozen trunk changed" in gap.reason for gap in results.missing)

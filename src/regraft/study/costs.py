@@ -15,7 +15,7 @@ from regraft.study.keys import Keys, cacheable
 
 SMALL = 3e8  # FLOPs that the overhead of any step is worth
 BACKWARD = 3  # a training step is about three forward passes
-HEAD_BYTES, RECORD_BYTES = 4, 4_000
+RECORD_BYTES = 4_000  # of spec, values and record beside the tensors
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Costs:
         if cacheable(run):
             width = self._point(run, run.cut).features
             flops = 6.0 * epochs * (train + held) * width * self.classes(run)
-            return Cost(SMALL + flops, 0.0, HEAD_BYTES * width * self.classes(run) + RECORD_BYTES)
+            return Cost(SMALL + flops, 0.0, 4 * width * self.classes(run) + RECORD_BYTES)
         below, whole, parameters = self._flops(run)
         above = max(0.0, whole - below) if run.head.kind == "rest" else 0.0
         once = below * (1 if run.method == "frozen" else BACKWARD) + above * BACKWARD

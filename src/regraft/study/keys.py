@@ -8,7 +8,7 @@ from typing import Any
 
 from regraft.data import DatasetInfo, dataset_digest, dataset_info
 from regraft.errors import Diverged, RunError, StudyError, WeightsError
-from regraft.networks import Weights, obtain_weights, resolve_cut
+from regraft.networks import Weights, head_on_pooled, obtain_weights, resolve_cut
 from regraft.spec import Preprocessing, Run, Source
 from regraft.study.plan import Cell, cells
 from regraft.study.store import Artifact, Store, key_of
@@ -221,4 +221,4 @@ class Keys:
 
 def cacheable(run: Run) -> bool:
     """Whether the head can be trained on cached features: nothing random happens before or in a frozen trunk."""
-    return run.method == "frozen" and run.head.kind in ("linear", "mlp") and run.recipe.augment == "none"
+    return run.method == "frozen" and head_on_pooled(run.head) and run.recipe.augment == "none"
