@@ -12,13 +12,14 @@ import typer
 from blocks import update
 
 from regraft.cli import app
-from regraft.spec import Grid, Head, Preprocessing, Recipe, Row, Source, Study, Target
+from regraft.spec import Episodes, Grid, Head, Preprocessing, Recipe, Row, Source, Study, Target
 
 MODELS = {
     "The study": Study,
     "`sources`: where the trunk comes from": Source,
     "`preprocessing`, in a source with `file:` weights": Preprocessing,
     "`targets`: data and budget": Target,
+    "`episodes`, in a target": Episodes,
     "`recipes`: how to train": Recipe,
     "`rows`: named cells of the table": Row,
     "`head`, in a row or a grid": Head,

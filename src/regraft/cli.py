@@ -31,6 +31,7 @@ app.add_typer(data_app, name="data")
 
 Device = StrEnum("Device", ["auto", "cpu", "cuda", "mps"])
 ExecutorName = StrEnum("ExecutorName", ["serial", "processes"])
+BackendName = StrEnum("BackendName", ["auto", "eager", "fused", "inductor", "onnxruntime"])
 Stem = StrEnum("Stem", ["imagenet", "cifar"])  # the first layers of a ResNet
 
 
@@ -96,6 +97,10 @@ def run(
     store: StoreFolder = None,
     device: Annotated[Device, typer.Option(help="where to compute; auto: cuda, else mps, else cpu")] = Device.auto,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: the physical cores")] = None,
+    backend: Annotated[
+        BackendName,
+        typer.Option(help="of feature extraction; auto: the fastest that agrees with eager, which is plain PyTorch"),
+    ] = BackendName.auto,
     executor: Annotated[
         ExecutorName, typer.Option(help="processes: several runs at once on this machine")
     ] = ExecutorName.serial,
@@ -119,7 +124,7 @@ def run(
     wishes = Wishes(
         out=out or Path(f"regraft-{chosen.study}"), device=device.value, threads=threads, offline=offline,
         workers=workers if executor is ExecutorName.processes else 0, quiet=quiet, as_json=as_json,
-        minutes=minutes,
+        minutes=minutes, backend=backend.value,
     )  # fmt: skip
     raise typer.Exit(execute(chosen, _open_store(store), wishes))
 
@@ -139,7 +144,7 @@ def status(study: StudyName, store: StoreFolder = None) -> None:
     """Show how far a study is: cells scored and missing, row by row, with the reason."""
     chosen = _read_study(study)
     from regraft import cli_text
-    from regraft.study.run import read_results
+    from regraft.study.results import read_results
 
     cli_text.show(cli_text.progress_table(read_results(chosen, _open_store(store))))
 

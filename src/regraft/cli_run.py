@@ -9,6 +9,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,12 +20,10 @@ import typer
 from regraft.cli_text import show
 from regraft.errors import StoreError, StudyError
 from regraft.show.progress import choose_display
-from regraft.show.report import write_report
-from regraft.show.tables import results_table
 from regraft.spec import Study
-from regraft.study.executors import SERIAL, Processes
-from regraft.study.results import Results
-from regraft.study.run import read_results, run_study
+from regraft.study.events import PlanReady, Report, StudyDone
+from regraft.study.plan import plan
+from regraft.study.results import Results, read_results
 from regraft.study.store import Store
 
 COMPLETE, INCOMPLETE, INTERRUPTED = 0, 3, 130  # 130 = 128 + SIGINT, as shells report it
@@ -38,6 +37,7 @@ class Wishes:
     device: str
     threads: int | None
     offline: bool
+    backend: str  # of feature extraction
     workers: int  # 0: one step at a time, in this process
     quiet: bool
     as_json: bool
@@ -49,15 +49,7 @@ def execute(study: Study, store: Store, wishes: Wishes) -> int:
     fresh = make_folder(wishes.out)  # before hours of work, not after
     try:
         with time_limit(wishes.minutes) as limit, choose_display(_kind(wishes)) as report:
-            results = run_study(
-                study,
-                store,
-                Processes(wishes.workers) if wishes.workers else SERIAL,
-                report=report,
-                device=wishes.device,
-                threads=wishes.threads,
-                offline=wishes.offline,
-            )
+            results = _computed(study, store, wishes, report)
     except StudyError:
         if fresh:
             wishes.out.rmdir()
@@ -72,6 +64,26 @@ def execute(study: Study, store: Store, wishes: Wishes) -> int:
     return INCOMPLETE if results.missing else COMPLETE
 
 
+def _computed(study: Study, store: Store, wishes: Wishes, report: Report) -> Results:
+    """The study's results, once all that is left of it is computed."""
+    began = time.perf_counter()
+    finished = read_results(study, store)
+    if not finished.missing:  # told at once: the engine's libraries take seconds to import
+        runs = len(plan(study))
+        report(PlanReady(study.study, runs, runs, 0.0))
+        report(StudyDone(time.perf_counter() - began, len(finished.cells), 0))
+        return finished
+    from regraft.study.executors import SERIAL, Processes
+    from regraft.study.run import run_study
+
+    executor = Processes(wishes.workers) if wishes.workers else SERIAL
+    return run_study(
+        study, store, executor,
+        report=report, device=wishes.device, threads=wishes.threads, offline=wishes.offline,
+        backend=wishes.backend,
+    )  # fmt: skip
+
+
 def make_folder(folder: Path) -> bool:
     """Whether it had to be made. Raises StoreError unless files can be written there."""
     fresh = not folder.exists()
@@ -84,6 +96,8 @@ def make_folder(folder: Path) -> bool:
 
 def write_files(results: Results, folder: Path) -> None:
     """results.csv (what the study determines), results.json (and what it took), report.html."""
+    from regraft.show.report import write_report  # brings the drawing library
+
     with _writing(folder):
         results.to_csv(folder / "results.csv")
         results.to_json(folder / "results.json")
@@ -144,6 +158,8 @@ def _print_outcome(results: Results, wishes: Wishes) -> None:
         content = json.loads((wishes.out / "results.json").read_text("utf-8"))
         typer.echo(json.dumps({"event": "results", "results": content}))
     elif not wishes.quiet:
+        from regraft.show.tables import results_table
+
         show(results_table(results))
         typer.echo(f"Written to {wishes.out}: results.csv, results.json, report.html")
     for reason, cells in _by_reason(results).items():

@@ -20,15 +20,17 @@ from regraft.networks import (
     cut_points,
     describe,
     graft,
-    head_on_pooled,
     make_head,
     pool,
     resolve_cut,
     state_hash,
 )  # fmt: skip
+from regraft.networks.cuts import CutPoint, feature_name, pooled_body
+from regraft.networks.pooling import CELLS, POOLINGS, poolings
 from regraft.spec import Head
+from regraft.spec.models import Pooling
 
-LINEAR, MLP = (Head.model_validate({"kind": kind, "hidden": 8}) for kind in ("linear", "mlp"))
+LINEAR, MLP = Head(), Head(kind="mlp", hidden=8)
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,11 @@ def images(case: Case, n: int = 2) -> Tensor:  # (n, 3, s, s)
     return torch.randn(n, 3, case.image_size, case.image_size, generator=generator)
 
 
+def poolings_of(point: CutPoint) -> list[Pooling]:
+    # of (c, h, w) and (h, w, c) alike, the first two sides hold one of the map's
+    return [kind for kind in POOLINGS if CELLS.get(kind, 1) <= min(point.shape[:2]) and kind in poolings(point.layout)]
+
+
 def check_parts(network: nn.Module, at: str, x: Tensor, expected: Tensor) -> Tensor:
     """Laws that hold at one cut; returns the cut's value."""
     body, tail = cut(network, at)
@@ -114,13 +121,16 @@ def test_all_cuts_together_equal_each_cut_alone(case: Case, network: nn.Module) 
     points = cut_points(network, case.image_size)
     with torch.no_grad():
         together = body_for_cuts(network, [point.name for point in points])(x)
-        pooled = body_for_cuts(network, [point.name for point in points], pooled=True)(x)
+        pooled = pooled_body(network, [(point.name, kind) for point in points for kind in poolings_of(point)])(x)
         for point in points:
             assert tuple(together[point.name].shape[1:]) == point.shape
-            assert torch.equal(pooled[point.name], pool(together[point.name], point.layout))
-            assert pooled[point.name].shape == (len(x), point.features)
+            for kind in poolings_of(point):
+                features = pooled.pop(feature_name(point.name, kind))
+                assert torch.equal(features, pool(together[point.name], point.layout, kind))
+                assert features.shape == (len(x), point.width(kind))
             if point.name in case.cuts:
                 assert torch.equal(together[point.name], cut(network, point.name)[0](x))
+    assert not pooled
 
 
 @pytest.mark.slow
@@ -179,10 +189,12 @@ def test_a_head_on_cached_features_is_the_head_on_the_live_frozen_trunk(case: Ca
     spec = NetworkSpec(case.network, case.stem, case.image_size)
     point = resolve_cut(case.network, at, case.image_size, stem=case.stem)
     trunk = Trunk(cut(network, at)[0], frozen=True)
+    kinds = poolings_of(point)
     with torch.no_grad():
-        cached = body_for_cuts(network, [at], pooled=True)(x)[at]
-    for head in (LINEAR, MLP):
-        assert head_on_pooled(head)
+        features = pooled_body(network, [(at, kind) for kind in kinds])(x)
+    for head in (*(Head(pool=kind) for kind in kinds), MLP):
+        cached = features[feature_name(at, head.pool)]
+        assert head.pools
         live, from_cache = (make_head(head, point, 3, spec=spec, seed=1) for _ in range(2))
         model = Grafted(trunk, live).train()
         nn.functional.cross_entropy(model(x), labels).backward()  # type: ignore[no-untyped-call]

@@ -7,20 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from regraft.errors import ImageTooSmall, StudyError, TooFewImages, UnknownCut, UnknownName
 from regraft.spec import Study
-from regraft.study.bench import Bench, Setting
 from regraft.study.events import Event, PlanReady, StepDone, StepStarted, StudyDone
 from regraft.study.executors import Processes
 from regraft.study.keys import Keys
 from regraft.study.plan import plan, waves
 from regraft.study.planning import estimate
-from regraft.study.results import Results
-from regraft.study.run import read_results, run_study
-from regraft.study.stages import _fit_head, _fit_network
-from regraft.study.store import Scratch, Store, key_of
+from regraft.study.results import Results, read_results
+from regraft.study.run import run_study
+from regraft.study.store import Store, key_of
 from tests.study.conftest import small_study
 
 
@@ -107,19 +104,6 @@ def test_predictions_agree_with_the_score(finished: Finished) -> None:
         confusion = np.asarray(score.values["confusion"])
         assert np.trace(confusion) / confusion.sum() == pytest.approx(cell.accuracy)
         assert float(score.tensors()["correct"].double().mean()) == pytest.approx(cell.accuracy)
-
-
-def test_a_head_on_cached_features_is_the_head_on_the_live_trunk(finished: Finished, tmp_path: Path) -> None:
-    study, store, _, _ = finished
-    run = next(r for r in plan(study) if r.row == "steps")
-    bench = Bench(Setting(str(store.root), tuple(plan(study)), "cpu", 1))
-    cached = _fit_head(run, bench, Scratch(tmp_path / "a"), lambda done, message: None)
-    live = _fit_network(run, bench, Scratch(tmp_path / "b"), lambda done, message: None)
-    assert live.values["trunk_sha256"]["before"] == live.values["trunk_sha256"]["after"]
-    for name in ("weight", "bias"):
-        a = next(t for k, t in cached.tensors.items() if k.endswith(name))
-        b = next(t for k, t in live.tensors.items() if k.startswith("head/") and k.endswith(name))
-        assert torch.allclose(a, b, atol=1e-4), (a - b).abs().max()
 
 
 def test_processes_give_what_serial_gives(finished: Finished, tmp_path: Path) -> None:

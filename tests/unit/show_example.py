@@ -39,6 +39,7 @@ def cell(**changes: object) -> Cell:
         "method": "finetune", "head": "linear", "target": "cifar10", "data": "cifar10", "budget": "all",
         "train_images": 45_000, "validation_images": 5_000, "classes": classes, "image_size": 32,
         "recipe": "short", "note": "",
+        "episodes": None, "episode_deviation": None,
         "original": None, "key": "ab" * 32, "curve": learning_curve(accuracy, classes),
         "class_names": CLASSES,
         "confusion": confusion(accuracy, classes) if math.isfinite(accuracy) else [],

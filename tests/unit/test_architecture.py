@@ -112,6 +112,8 @@ def test_test_labels_are_read_by_the_split_and_the_scoring_stage_only() -> None:
         for called, call in calls(path):
             if called.endswith(".score") and name != "learn/score.py":
                 assert not any(given.arg == "run" for given in call.keywords), f"{name}:{call.lineno}"
+            if called.endswith(".score_episodes"):
+                assert name == "learn/episodes.py", f"{name}:{call.lineno}"
             if called.split(".")[-1] == "TestSplit":
                 assert name.startswith("data/"), f"{name}:{call.lineno}: makes a test split"
 

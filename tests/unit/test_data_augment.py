@@ -8,10 +8,10 @@ import torch
 import torchvision.transforms.v2.functional as tv
 from numpy.typing import NDArray
 
-from regraft.data.augment import as_batch, augment, channel_statistics, prepare
+from regraft.data.augment import VIEW_BLOCK, as_batch, augment, augment_view, channel_statistics, prepare
 from regraft.errors import StudyError, UnknownName
 from regraft.seeding import torch_stream
-from regraft.spec.models import Preprocessing
+from regraft.spec.models import Augmentation, Preprocessing
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -95,6 +95,71 @@ def test_the_global_generator_is_not_used() -> None:
     before = torch.get_rng_state()
     augment(batch(), "crop-flip", generator())
     assert torch.equal(torch.get_rng_state(), before)
+
+
+# --- views --------------------------------
+
+
+def places(n: int = 40, start: int = VIEW_BLOCK - 20) -> NDArray[np.int64]:
+    """Positions in a split, on both sides of where the next block of draws begins."""
+    return np.arange(start, start + n, dtype=np.int64)
+
+
+@pytest.mark.parametrize("kind", ["flip", "crop-flip"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_view_is_the_same_in_any_batch_and_order(kind: Augmentation, channels: int) -> None:
+    images, at = batch(n=40, channels=channels), places()
+    whole = augment_view(images, kind, 2, at)
+    assert (whole.shape, whole.dtype) == (images.shape, images.dtype)
+    order = np.random.default_rng(0).permutation(40)
+    assert torch.equal(augment_view(images[order], kind, 2, at[order]), whole[order])
+    parts = [augment_view(images[part], kind, 2, at[part]) for part in np.array_split(order, 7)]
+    assert torch.equal(torch.cat(parts), whole[order])
+    apart = np.array([0, VIEW_BLOCK, 10 * VIEW_BLOCK - 1, 3], dtype=np.int64)
+    alone = [augment_view(images[i : i + 1], kind, 2, apart[i : i + 1]) for i in range(4)]
+    assert torch.equal(augment_view(images[:4], kind, 2, apart), torch.cat(alone))
+    assert augment_view(images[:0], kind, 2, at[:0]).shape == images[:0].shape
+
+
+@pytest.mark.parametrize("kind", ["flip", "crop-flip"])
+def test_views_differ_from_each_other_and_between_positions(kind: Augmentation) -> None:
+    image = batch(n=1).expand(40, -1, -1, -1)
+    views = [augment_view(image, kind, view, places()) for view in (1, 2, 3)]
+    others = augment_view(image, kind, 1, places(start=0))
+    for n, one in enumerate([*views, others]):
+        kinds_of_result = {tuple(pixels) for pixels in one.flatten(1).tolist()}
+        assert len(kinds_of_result) == 2 if kind == "flip" else len(kinds_of_result) > 10
+        assert not any(torch.equal(one, other) for other in [*views, others][:n])
+
+
+def test_a_view_moves_images_as_augmenting_does() -> None:
+    """Every shift up to an eighth of the side, each about as often, and half the images flipped."""
+    n, shifts = 4000, range(-2, 3)
+    image = batch(n=1)
+    moved = augment_view(image.expand(n, -1, -1, -1), "crop-flip", 1, places(n, start=0))
+    crops = [shifted_by_hand(image[0], down, right, pad=2) for down in shifts for right in shifts]
+    plain, flipped = (
+        [int((moved == crop).flatten(1).all(1).sum()) for crop in some] for some in (crops, [c.flip(2) for c in crops])
+    )
+    assert sum(plain) + sum(flipped) == n
+    assert abs(sum(flipped) - n / 2) < 4 * (n / 4) ** 0.5  # 4 standard deviations
+    assert all(abs(count - n / 50) < 4.5 * (n / 50) ** 0.5 for count in plain + flipped)
+
+
+def test_a_view_of_what_is_not_augmented_is_refused() -> None:
+    with pytest.raises(StudyError, match=r"`augment: none` moves none; use flip or crop-flip"):
+        augment_view(batch(), "none", 1, places(6))
+    with pytest.raises(UnknownName, match="did you mean 'crop-flip'"):
+        augment_view(batch(), "crop_flip", 1, places(6))  # type: ignore[arg-type]
+
+
+def test_views_are_those_of_earlier_versions() -> None:
+    """Cached features of a view carry its number alone; were its moves to change, old and new would be mixed."""
+    rows = torch.arange(8, dtype=torch.uint8)
+    image = (rows[:, None] * 8 + rows).expand(6, 1, 8, 8)
+    apart = np.array([0, 1, 1023, 1024, 49_999, 1_281_166], dtype=np.int64)
+    assert augment_view(image, "crop-flip", 1, apart)[:, 0, 4, 4].tolist() == [36, 44, 35, 45, 28, 37]
+    assert augment_view(image, "flip", 2, apart)[:, 0, 4, 4].tolist() == [35, 36, 36, 35, 36, 35]
 
 
 @pytest.mark.gpu

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from regraft.data import Dataset, Split, TestSplit
+from regraft.data.episodes import Heads
 from regraft.errors import Diverged, StudyError, TestLabelsClosed, TooFewImages, UnknownName
 
 CLASSES = ("ant", "bee", "cow")
@@ -104,6 +106,109 @@ def test_a_part_keeps_images_labels_and_positions_together() -> None:
     assert part.score(perfect_logits(LABELS[part.indices]), run="a").accuracy == 1.0
     again = part.limited(4, seed=5)
     assert np.array_equal(again.images[:, 0, 0, 0], again.indices)
+
+
+# --- few-shot episodes --------------------------------------------------------------------------------------------
+
+MANY = np.random.default_rng(0).permutation(np.repeat(np.arange(3), 20))  # labels of 60 images
+WAYS = np.array([[0, 1], [2, 0], [1, 2], [0, 2]])
+
+
+def many_test_images() -> TestSplit:
+    return TestSplit(marked_images(60), MANY, CLASSES)
+
+
+def heads_that_know(ways: NDArray[Any], answers: NDArray[Any] | None = None) -> Iterator[Heads]:
+    """For features that are one-hot labels: heads of one episode at a time, that answer each way with answers[way]."""
+    for row in ways:
+        weight = np.eye(3)[row]  # (ways, 3)
+        yield weight[None] if answers is None else weight[answers][None], np.zeros((1, len(row)))
+
+
+def score_ways(test: TestSplit, heads: Iterable[Heads], *, queries: int = 5, run: str = "a", seed: int = 0) -> Any:
+    return test.score_episodes(np.eye(3)[MANY], WAYS, heads, queries=queries, run=run, seed=seed)
+
+
+def test_an_episode_asks_about_images_of_its_own_classes() -> None:
+    right = score_ways(many_test_images(), heads_that_know(WAYS))
+    assert right.accuracies.tolist() == [1.0] * 4
+    assert (right.accuracy, right.n, right.std) == (1.0, 4, 0.0)
+    swapped = score_ways(many_test_images(), heads_that_know(WAYS, np.array([1, 0])))
+    assert swapped.accuracies.tolist() == [0.0] * 4
+
+
+def test_each_class_of_an_episode_is_asked_about_equally_often() -> None:
+    """A head with one answer for everything is right for one class of two, in every episode."""
+    ones = ((np.zeros((1, 2, 3)), np.array([[0.0, 1.0]])) for _ in WAYS)
+    assert score_ways(many_test_images(), ones, queries=7).accuracies.tolist() == [0.5] * 4
+
+
+def asked(ways: NDArray[Any], seed: int = 0, queries: int = 5) -> list[float]:
+    """Accuracies of heads that know only half of the images: they tell which images were asked about."""
+    features = np.eye(3)[MANY] * (np.arange(60) % 2)[:, None]
+    heads = [(np.eye(3)[row][None], np.array([[0.0, 1e-9]])) for row in ways]
+    found = many_test_images().score_episodes(features, ways, heads, queries=queries, run="a", seed=seed)
+    return found.accuracies.tolist()  # type: ignore[no-any-return]
+
+
+def test_the_images_asked_about_are_the_same_for_the_same_seed_and_whatever_the_number_of_episodes() -> None:
+    ways = np.tile(WAYS, (10, 1))
+    assert asked(ways) == asked(ways)
+    assert asked(ways)[:6] == asked(ways[:6])
+    assert asked(ways) != asked(ways, seed=1)
+    assert len(set(asked(ways)[::4])) > 1  # nor are they the same in every episode of the same classes
+
+
+def test_all_images_of_a_class_can_be_asked_about_once_each() -> None:
+    half = (np.arange(60) % 2 == 1) & (MANY == 0)
+    assert asked(np.array([[0, 1]]), queries=20) == [(half.sum() + 20) / 40]
+
+
+def test_episodes_of_a_run_are_scored_once_and_a_second_time_no_head_is_asked() -> None:
+    test = many_test_images()
+    score_ways(test, heads_that_know(WAYS))
+    test.score(perfect_logits(MANY), run="b")
+    assert test.scored == 2
+    for run in ("a", "b"):
+        heads = heads_that_know(WAYS)
+        with pytest.raises(TestLabelsClosed, match=f"run '{run}' was scored"):
+            score_ways(test, heads, run=run)
+        assert len(list(heads)) == 4
+    with pytest.raises(TestLabelsClosed, match="run 'a' was scored"):
+        test.score(perfect_logits(MANY), run="a")
+
+
+def test_fewer_images_of_any_class_than_queries_are_refused() -> None:
+    test = many_test_images()
+    with pytest.raises(TooFewImages, match=r"21 images of each class.*but ant has 20, bee has 20, cow has 20"):
+        score_ways(test, heads_that_know(WAYS), queries=21)
+    assert test.scored == 0
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_heads_and_features_that_are_no_numbers_are_refused(bad: float) -> None:
+    test = many_test_images()
+    broken = [(np.full((4, 2, 3), bad), np.zeros((4, 2)))]
+    with pytest.raises(Diverged, match="NaN or infinity in a head"):
+        score_ways(test, broken)
+    with pytest.raises(Diverged, match="NaN or infinity"):
+        test.score_episodes(np.full((60, 3), bad), WAYS, heads_that_know(WAYS), queries=5, run="a", seed=0)
+    with pytest.raises(Diverged, match=r"\(59, 3\).*60 images"):
+        test.score_episodes(np.zeros((59, 3)), WAYS, heads_that_know(WAYS), queries=5, run="a", seed=0)
+    assert test.scored == 0
+
+
+def test_nothing_that_goes_out_before_the_score_depends_on_a_label() -> None:
+    """Heads are asked for in the same order and parts whatever the labels are: they see no query and no answer."""
+    takings: list[list[int]] = []
+    for labels in (MANY, MANY[::-1].copy(), np.roll(MANY, 7)):
+        taken: list[int] = []
+        heads = (taken.append(i) or head for i, head in enumerate(heads_that_know(WAYS)))  # type: ignore[func-returns-value]
+        TestSplit(marked_images(60), labels, CLASSES).score_episodes(
+            np.eye(3)[MANY], WAYS, heads, queries=5, run="a", seed=0
+        )
+        takings.append(taken)
+    assert takings[0] == takings[1] == takings[2] == [0, 1, 2, 3]
 
 
 def test_more_test_images_than_there_are_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""Laws of the training loop and the solver."""
+"""Laws of the training loop."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from regraft.errors import Diverged
 from regraft.learn.batches import FeatureBatches, ImageBatches
 from regraft.learn.fit import fit, learning_rate, predict
-from regraft.learn.solve import logistic_regression
-from regraft.seeding import stream, torch_stream
+from regraft.seeding import stream
 from regraft.spec import Preprocessing, Recipe
 
 CPU = torch.device("cpu")
@@ -135,31 +133,6 @@ def test_schedules_start_and_end_where_they_should() -> None:
     assert learning_rate(0.25, cycle) == pytest.approx(1.0)
     assert learning_rate(0.625, cycle) == pytest.approx(0.5)
     assert learning_rate(0.9, Recipe(lr=1.0, schedule="constant")) == 1.0
-
-
-def test_logistic_regression_finds_scikit_learns_optimum() -> None:
-    rng = stream(0, "logistic")
-    x = rng.normal(size=(120, 6)) * [1, 5, 0.1, 2, 1, 1]
-    y = rng.integers(0, 3, 120)
-    x[np.arange(120), y] += 1.0
-    weight, bias, converged = logistic_regression(
-        torch.from_numpy(x), torch.from_numpy(y), classes=3, weight_decay=0.1, max_iterations=1000
-    )
-    assert converged
-    standard = (x - x.mean(0)) / x.std(0)
-    peer = LogisticRegression(C=1 / (0.1 * 120), tol=1e-8, max_iter=10_000).fit(standard, y)
-    ours = torch.softmax(torch.from_numpy(x).float() @ weight.T + bias, 1).numpy()
-    assert np.abs(ours - peer.predict_proba(standard)).max() < 1e-3
-
-
-def test_constant_features_do_no_harm() -> None:
-    x = torch.cat([torch.randn(30, 2, generator=torch_stream(0, "x")), torch.full((30, 1), 7.0)], 1)
-    weight, bias, converged = logistic_regression(
-        x, torch.arange(30) % 2, classes=2, weight_decay=0.1, max_iterations=1
-    )
-    assert not converged
-    assert torch.isfinite(weight).all()
-    assert torch.isfinite(bias).all()
 
 
 def test_batches_of_features_are_the_features() -> None:

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from regraft.errors import ImageTooSmall, StudyError, UnknownName
-from regraft.networks import build, network_names, state_hash
-from regraft.networks.build import build_skeleton
+from regraft.networks import body_for_cuts, build, network_names, state_hash
+from regraft.networks.build import build_around, build_skeleton
 
 
 def test_the_seed_alone_decides_the_weights() -> None:
@@ -25,6 +25,35 @@ def test_building_leaves_the_global_generator_alone(network: str) -> None:
     build(network, seed=0)
     build_skeleton(network)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("network", "stem"), [("resnet18", "cifar"), ("timm/vit_tiny_patch16_224", "imagenet"), ("googlenet", "imagenet")]
+)
+def test_a_network_built_around_a_state_is_the_one_that_the_state_is_of(network: str, stem: str) -> None:
+    original = build(network, stem=stem, seed=3, image_size=64)
+    twin = build_around(original.state_dict(), network, stem=stem, image_size=64)
+    assert state_hash(twin.state_dict()) == state_hash(original.state_dict())
+    assert all(parameter.requires_grad for parameter in twin.parameters())
+    assert twin.training
+    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(twin.eval()(x), original.eval()(x))
+
+
+def test_a_network_built_around_part_of_a_state_can_be_cut_below_the_rest() -> None:
+    original = build("resnet18", seed=3)
+    below = {name: tensor.half() for name, tensor in original.state_dict().items() if not name.startswith("layer4")}
+    below["fc.weight"] = torch.zeros(7, 512)  # of another number of classes
+    built = build_around(below, "resnet18")
+    held = {name: parameter for name, parameter in built.named_parameters() if not parameter.is_meta}
+    assert held.keys() == {name for name, _ in original.named_parameters()} & below.keys() - {"fc.weight"}
+    for name, parameter in held.items():
+        assert parameter.dtype == torch.float32
+        assert torch.equal(parameter, below[name].float())
+    body = body_for_cuts(built, ["layer2.0"], pooled=True).eval()
+    assert not any(tensor.is_meta for tensor in body.state_dict().values())
+    assert body(torch.zeros(1, 3, 64, 64))["layer2.0"].shape == (1, 128)
 
 
 def test_a_cifar_stem_keeps_the_resolution_and_every_name() -> None:

@@ -114,6 +114,7 @@ def test_a_node_with_a_path_around_it_is_no_cut() -> None:
 
 def test_dropout_as_a_function_follows_train_and_eval() -> None:
     """torch.fx would write the mode of the moment of tracing into the graph."""
+    torch.manual_seed(0)  # of other seeds, some leave nothing alive to drop
     network = Around().eval()
     x = torch.rand(64, 3, 8, 8)
     for at, part in (("first.1", 1), ("penultimate", 0)):

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from regraft.errors import UnknownCut, WeightsMismatch
+from regraft.errors import StudyError, UnknownCut, WeightsMismatch
 from regraft.networks import (
     Grafted,
     NetworkSpec,
@@ -19,7 +19,6 @@ from regraft.networks import (
     check_within,
     cut,
     graft,
-    head_on_pooled,
     load_body,
     make_head,
     pool,
@@ -27,6 +26,7 @@ from regraft.networks import (
     state_hash,
     trunk_state,
 )  # fmt: skip
+from regraft.networks.pooling import POOLINGS
 from regraft.spec import Head
 
 SPEC = NetworkSpec("resnet18", "cifar", 32)
@@ -100,14 +100,6 @@ def test_the_hash_is_of_name_type_shape_and_bytes() -> None:
 # --- heads --------------------------------
 
 
-def test_pooling_is_the_mean_over_positions() -> None:
-    values = torch.rand(2, 5, 4, 3)  # n, then three dimensions
-    assert torch.equal(pool(values, "chw"), values.mean((2, 3)))
-    assert torch.equal(pool(values, "hwc"), values.mean((1, 2)))
-    assert torch.equal(pool(values[0], "tokens"), values[0].mean(1))
-    assert torch.equal(pool(values[0, 0], "flat"), values[0, 0])
-
-
 @pytest.mark.parametrize("kind", ["linear", "mlp", "rest"])
 def test_a_head_depends_on_its_seed_alone_and_leaves_the_global_generator_alone(kind: str) -> None:
     head, point = Head.model_validate({"kind": kind}), resolve_cut("resnet18", "layer4.0", 32, stem="cifar")
@@ -116,13 +108,25 @@ def test_a_head_depends_on_its_seed_alone_and_leaves_the_global_generator_alone(
     assert torch.equal(torch.random.get_rng_state(), before)
     assert state_hash(first.state_dict()) == state_hash(again.state_dict())
     assert state_hash(first.state_dict()) != state_hash(other.state_dict())
-    assert head_on_pooled(head) == (kind != "rest")
+
+
+def test_every_head_but_the_rest_of_the_network_sees_pooled_features_alone() -> None:
+    kinds = ("linear", "mlp", "rest", "prototype", "knn", "head2toe")
+    on_pooled = {kind: Head.model_validate({"kind": kind}).pools for kind in kinds}
+    assert [kind for kind, alone in on_pooled.items() if not alone] == ["rest"]
 
 
 def test_a_head_takes_pooled_features_too() -> None:
-    head = make_head(LINEAR, resolve_cut("resnet18", "layer1.0", 32, stem="cifar"), 3, spec=SPEC, seed=0)
-    maps = torch.rand(2, 64, 8, 8)
-    assert torch.equal(head(maps), head(pool(maps, "chw")))
+    point, maps = resolve_cut("resnet18", "layer1.0", 32, stem="cifar"), torch.rand(2, 64, 8, 8)
+    for kind in POOLINGS:
+        for head in (Head(pool=kind), Head(kind="mlp", pool=kind)):
+            made = make_head(head, point, 3, spec=SPEC, seed=0)
+            assert torch.equal(made(maps), made(pool(maps, "chw", kind)))
+
+
+def test_a_head_whose_pooling_the_map_does_not_have_is_refused() -> None:
+    with pytest.raises(StudyError, match=r"grid-2 needs a map.*Possible here: average, average-max\. Choose"):
+        make_head(Head(pool="grid-2"), resolve_cut("resnet18", "layer4.0", 32), 3, spec=SPEC, seed=0)  # 1 x 1
 
 
 def test_rest_and_trunk_together_have_exactly_the_networks_tensors() -> None:

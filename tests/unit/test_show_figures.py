@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import math
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -129,6 +131,29 @@ def test_an_svg_with_hostile_names_is_well_formed_and_holds_them_as_text() -> No
     texts = "".join(tree.itertext())
     assert HOSTILE in texts
     assert not [element.tag for element in tree.iter() if element.tag.endswith(("script", "img", "image"))]
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_the_dark_image_of_a_figure_is_what_drawing_it_dark_gives(make: Any) -> None:
+    chart = make(grid_of_cuts()) or make(seven_rows())
+    addresses = figures.images(figures.spec(chart))
+    for kind, address in addresses.items():
+        drawn = base64.b64decode(address.partition("base64,")[2]).decode()
+        assert drawn == figures.svg(chart, dark=kind == "dark")
+    assert addresses["light"] != addresses["dark"]
+
+
+def test_a_damaged_copy_of_the_drawing_script_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REGRAFT_HOME", str(tmp_path))
+    damaged = (
+        tmp_path / "show" / f"vega-{metadata.version('vl-convert-python')}-{figures.vega_lite_version()}-{'0' * 32}.js"
+    )
+    damaged.parent.mkdir()
+    damaged.write_text("cut off", "utf-8")
+    script = figures.javascript()
+    assert len(script) > 500_000
+    (kept,) = set(damaged.parent.iterdir()) - {damaged}
+    assert figures.javascript() == script == kept.read_text("utf-8")
 
 
 def test_an_unknown_ending_is_refused(tmp_path: Path) -> None:

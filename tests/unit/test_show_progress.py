@@ -155,7 +155,7 @@ def test_json_is_one_object_per_line() -> None:
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert len(lines) == len(STORY) + 1
     assert lines[2] == {"event": "step_started", "id": "a", "stage": "features", "label": "rn50 on cifar10",
-                        "cost": 20.0}  # fmt: skip
+                        "cost": 20.0, "fits": 1}  # fmt: skip
     assert lines[-1]["text"] == f"{HOSTILE}\n\x1b[31m"
 
 

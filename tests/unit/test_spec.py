@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from regraft.errors import StudyCycle, StudyError, UnknownName
-from regraft.spec import Grid, Head, Preprocessing, Recipe, Row, Run, Source, Study, Target, presets
+from regraft.spec import Episodes, Grid, Head, Preprocessing, Recipe, Row, Run, Source, Study, Target, presets
 
 SMALL: dict[str, Any] = {
     "study": "small",
@@ -210,7 +210,7 @@ def test_a_grid_is_every_combination_in_order_with_its_names() -> None:
     rows = Study.from_dict(data).all_rows()
     assert len(rows) == 2 * 2 * 2 * 2
     assert rows[0].name == "scratch layer1.1 frozen linear digits"
-    assert rows[-1].name == "scratch all finetune mlp few"
+    assert rows[-1].name == "scratch all finetune mlp hidden=8 few"
     assert rows[-1].head == Head(kind="mlp", hidden=8)
     assert len({row.name for row in rows}) == len(rows)
 
@@ -269,3 +269,4 @@ def test_budgets_are_written_for_tables() -> None:
     assert Target(data="digits").budget == "all"
     assert Target(data="digits", fraction=0.1).budget == "10 %"
     assert Target(data="digits", per_class=50).budget == "50 per class"
+    assert Target(data="digits", episodes=Episodes(ways=5, shots=1)).budget == "5-way 1-shot"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from scipy import stats
+from scipy import special  # scipy.stats takes half a second to import
 
 from regraft.study.results import Cell, Results
 
@@ -55,7 +55,14 @@ MESSAGES = {
 
 def chance_p(accuracy: float, n: int, chance: float) -> float:
     """One-sided exact binomial test: probability of at least this accuracy on n images by guessing."""
-    return float(stats.binomtest(round(accuracy * n), n, chance, alternative="greater").pvalue)
+    return float(special.bdtrc(round(accuracy * n) - 1, n, chance))
+
+
+def _p_of_guessing(cell: Cell) -> float:
+    if cell.episodes is None or not cell.episode_deviation:
+        return chance_p(cell.accuracy, cell.test_images, cell.chance)
+    error = cell.episode_deviation / math.sqrt(cell.episodes)
+    return float(special.stdtr(cell.episodes - 1, -(cell.accuracy - cell.chance) / error))
 
 
 def alarms(results: Results) -> list[Alarm]:
@@ -79,7 +86,7 @@ def _findings(cell: Cell) -> list[tuple[str, dict[str, object]]]:
     elif len(losses) >= 3 and losses[-1] > 0.97 * losses[0] and losses[-1] > 0.9 * guess:
         found.append(("flat", {"last": losses[-1], "epochs": len(losses), "classes": cell.classes, "guess": guess}))
     chance = 100 * cell.chance
-    if (p := chance_p(cell.accuracy, cell.test_images, cell.chance)) > CHANCE_LEVEL:
+    if (p := _p_of_guessing(cell)) > CHANCE_LEVEL:
         facts = {"accuracy": 100 * cell.accuracy, "test_images": cell.test_images, "chance": chance, "p": p}
         found.append(("chance", {**facts, "image_size": cell.image_size}))
     if _memorised(cell):

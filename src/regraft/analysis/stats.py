@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special  # scipy.stats takes half a second to import
 
 from regraft.errors import TooFewSeeds
 
@@ -27,12 +27,17 @@ class Summary:
     n: int  # seeds
     scores: tuple[float, ...]  # one per seed, in seed order
     test_images: int | None = None  # per seed; gives a single seed its binomial error
+    episodes: int | None = None  # few-shot episodes per seed; with a single seed, the interval is over them
 
     def text(self) -> str:
         """'93.4 % [92.1, 94.7] (95 % t, n = 3 seeds)', or for one seed its error from the test sample."""
         mean = f"{100 * self.mean:.1f} %"
         if self.low is not None and self.high is not None:
-            return f"{mean} [{100 * self.low:.1f}, {100 * self.high:.1f}] (95 % t, n = {self.n} seeds)"
+            n = f"n = {self.n} seeds"
+            if self.episodes is not None:
+                each = f"{self.episodes:,} episodes"
+                n = f"n = {each}, 1 seed" if self.n == 1 else f"{n} of {each}"
+            return f"{mean} [{100 * self.low:.1f}, {100 * self.high:.1f}] (95 % t, {n})"
         if self.test_images is None or math.isnan(self.mean):
             return f"{mean} (1 seed)"
         low, high = wilson_interval(round(self.mean * self.test_images), self.test_images)
@@ -74,19 +79,26 @@ def t_interval(scores: Sequence[float], level: float = 0.95) -> tuple[float, flo
     n = len(values)
     if n < 2:
         raise TooFewSeeds(f"an interval over seeds needs at least 2 scores, got {n}; add `seeds` to the study")
-    half = float(stats.t.ppf(0.5 + level / 2, n - 1) * values.std(ddof=1) / math.sqrt(n))
+    half = float(special.stdtrit(n - 1, 0.5 + level / 2) * values.std(ddof=1) / math.sqrt(n))
     mean = float(values.mean())
     return mean - half, mean + half
 
 
-def summarise(scores: Sequence[float], test_images: int | None = None) -> Summary:
+def summarise(
+    scores: Sequence[float], test_images: int | None = None, episodes: tuple[int, float] | None = None
+) -> Summary:
     """Mean of accuracies over seeds, with their 95 % t-interval from two seeds on.
 
-    scores: shape (n_seeds,), fractions in [0, 1].  Raises TooFewSeeds if there is none.
+    scores: shape (n_seeds,), fractions in [0, 1].  episodes: of few-shot scores, how many each seed is the mean over,
+    and their standard deviation, which gives a single seed its interval.  Raises TooFewSeeds if there is none.
     """
     if not scores:
         raise TooFewSeeds("a summary needs at least 1 score, got 0")
     low, high = t_interval(scores) if len(scores) > 1 else (None, None)
+    if len(scores) == 1 and episodes is not None:
+        count, deviation = episodes
+        half = float(special.stdtrit(count - 1, 0.975)) * deviation / math.sqrt(count)
+        low, high = scores[0] - half, scores[0] + half
     return Summary(
         mean=float(np.mean(scores)),
         low=None if low is None else max(low, 0.0),
@@ -94,6 +106,7 @@ def summarise(scores: Sequence[float], test_images: int | None = None) -> Summar
         n=len(scores),
         scores=tuple(scores),
         test_images=test_images,
+        episodes=None if episodes is None else episodes[0],
     )
 
 
@@ -104,7 +117,7 @@ def wilson_interval(correct: int, n: int, level: float = 0.95) -> tuple[float, f
     """
     if not 0 <= correct <= n or n == 0:
         raise ValueError(f"needs 0 <= correct <= n and n > 0, got correct = {correct}, n = {n}")
-    z = float(stats.norm.ppf(0.5 + level / 2))
+    z = float(special.ndtri(0.5 + level / 2))
     share, pull = correct / n, z * z / n
     centre = (share + pull / 2) / (1 + pull)
     half = z / (1 + pull) * math.sqrt(share * (1 - share) / n + pull / (4 * n))
@@ -129,7 +142,7 @@ def paired_difference(a: Mapping[int, float], b: Mapping[int, float]) -> Differe
     error = float(differences.std(ddof=1)) / math.sqrt(n)
     # Every seed gave the same difference (up to rounding): t is infinite, or 0/0.
     t = abs(mean) / error if error > 1e-12 else (math.inf if abs(mean) > 1e-12 else 0.0)
-    return Difference(mean, low, high, n, p=float(2 * stats.t.sf(t, n - 1)))
+    return Difference(mean, low, high, n, p=float(2 * special.stdtr(n - 1, -t)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from regraft.analysis.alarm import Alarm, alarms
@@ -59,7 +60,7 @@ def rows_table(results: Results) -> list[TableRow]:
             TableRow(
                 name=row.name,
                 n=len(own),
-                summary=summarise(list(scores.values()), own[0].test_images) if own else None,
+                summary=_summary(own) if own else None,
                 scores=scores,
                 chance=first.chance if first else None,
                 test_images=first.test_images if first else None,
@@ -68,7 +69,7 @@ def rows_table(results: Results) -> list[TableRow]:
                 original=row.original,
                 cut=first.cut if first else row.cut or "all",
                 method=row.method,
-                head=row.head.kind,
+                head=row.head.label,
                 source=row.source,
                 target=row.target,
                 budget=results.study.targets[row.target].budget,
@@ -78,6 +79,12 @@ def rows_table(results: Results) -> list[TableRow]:
             )
         )
     return table
+
+
+def _summary(cells: Sequence[Cell]) -> Summary:
+    first = cells[0]
+    episodes = None if first.episodes is None else (first.episodes, first.episode_deviation or 0.0)
+    return summarise([cell.accuracy for cell in cells], first.test_images, episodes)
 
 
 def _reasons(by_seed: dict[int, str], *, scored: bool) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -10,11 +11,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from regraft.errors import StudyError, UnknownName, nearest
-from regraft.spec.models import Preprocessing
+from regraft.seeding import torch_stream
+from regraft.spec.models import Augmentation, Preprocessing
 
 AUGMENTATIONS = ("none", "flip", "crop-flip")
 BATCH_AXES = {"nchw": (1, 2, 3), "nhwc": (3, 1, 2)}
 CHUNK_BYTES = 64 * 2**20
+VIEW_BLOCK = 1024  # positions whose moves are drawn together; raising it changes every view
 
 
 def as_batch(images: NDArray[np.uint8]) -> torch.Tensor:
@@ -22,30 +25,79 @@ def as_batch(images: NDArray[np.uint8]) -> torch.Tensor:
     return torch.from_numpy(np.array(images.transpose(0, 3, 1, 2), order="C"))
 
 
-def augment(
-    images: torch.Tensor,
-    kind: Literal["none", "flip", "crop-flip"],
-    generator: torch.Generator,
-) -> torch.Tensor:
+@dataclass(frozen=True)
+class Moves:
+    """How each of n images is moved: shifted, then flipped."""
+
+    down: torch.Tensor  # (n, 1) int64, pixels; 0 where `kind` does not shift
+    right: torch.Tensor  # (n, 1) int64, pixels
+    flipped: torch.Tensor  # (n, 1) bool
+
+
+def augment(images: torch.Tensor, kind: Augmentation, generator: torch.Generator) -> torch.Tensor:
     """Each image flipped with probability 1/2 and, for "crop-flip", shifted by up to 1/8 of its side.
 
     images: (n, c, h, w), any dtype, on any device; returns the same shape, dtype and device.
     The shift is a random crop of the image reflected at its borders by max(1, side // 8) pixels.
     generator: on the CPU, so that the same seed moves the same image the same way on every device.
+    Raises UnknownName.
     """
+    _check(kind)
+    if kind == "none":
+        return images
+    n, _, height, width = images.shape
+    return _moved(images, _drawn(kind, n, height, width, generator))
+
+
+def augment_view(images: torch.Tensor, kind: Augmentation, view: int, positions: NDArray[np.int64]) -> torch.Tensor:
+    """The augmented view number `view` of images of one split, moved as `augment` moves them.
+
+    images: (n, c, h, w), any dtype, on any device; positions: (n,), of each image in the whole split; view: 1, 2, ...
+    What (kind, view, position) say alone determines an image's move, so a view can be cached in parts, and any batch,
+    seed and study meets the same one. Raises UnknownName, and StudyError for "none", which has no views.
+    """
+    _check(kind)
+    if kind == "none":
+        raise StudyError("views are augmented images, and `augment: none` moves none; use flip or crop-flip")
+    assert view >= 1
+    assert len(positions) == len(images)
+    n, _, height, width = images.shape
+    down, right = torch.zeros(2, n, 1, dtype=torch.int64)
+    flipped = torch.zeros(n, 1, dtype=torch.bool)
+    blocks, places = np.divmod(positions, VIEW_BLOCK)
+    for block in np.unique(blocks).tolist():
+        drawn = _drawn(kind, VIEW_BLOCK, height, width, torch_stream(0, "view", view, block))
+        here = np.flatnonzero(blocks == block)
+        at, place = torch.from_numpy(here), torch.from_numpy(places[here])
+        down[at], right[at], flipped[at] = drawn.down[place], drawn.right[place], drawn.flipped[place]
+    return _moved(images, Moves(down, right, flipped))
+
+
+def _check(kind: str) -> None:
     if kind not in AUGMENTATIONS:
         known = ", ".join(AUGMENTATIONS)
         raise UnknownName(f"no augmentation {kind!r}{nearest(kind, AUGMENTATIONS)} Known: {known}.")
-    if kind == "none":
-        return images
-    n, channels, height, width = images.shape
-    rows = torch.arange(height).expand(n, height)
-    columns = torch.arange(width).expand(n, width)
+
+
+def _drawn(kind: Augmentation, n: int, height: int, width: int, generator: torch.Generator) -> Moves:
+    """Moves of n images. The order of the draws is part of every result; keep it."""
+    down = right = torch.zeros(n, 1, dtype=torch.int64)
     if kind == "crop-flip":
-        rows = _shifted(rows, height, generator)
-        columns = _shifted(columns, width, generator)
-    flipped = torch.rand(n, 1, generator=generator) < 0.5
-    columns = torch.where(flipped, columns.flip(1), columns)
+        down, right = (
+            torch.randint(-_pad(side), _pad(side) + 1, (n, 1), generator=generator) for side in (height, width)
+        )
+    return Moves(down, right, torch.rand(n, 1, generator=generator) < 0.5)
+
+
+def _pad(side: int) -> int:
+    return min(max(1, side // 8), side - 1)  # a reflection needs a pixel beside the border
+
+
+def _moved(images: torch.Tensor, moves: Moves) -> torch.Tensor:
+    n, channels, height, width = images.shape
+    rows = _reflected(torch.arange(height) + moves.down, height)  # (n, h): source row of each row
+    columns = _reflected(torch.arange(width) + moves.right, width)  # (n, w)
+    columns = torch.where(moves.flipped, columns.flip(1), columns)
     # One gather over flat pixel positions: 7 times as fast as a loop over images, 5 times as fast as
     # indexing with four index tensors (measured for 128 x 3 x 32 x 32 uint8 on one CPU core: 0.5 ms).
     pixels = (rows[:, :, None] * width + columns[:, None, :]).reshape(n, 1, height * width)
@@ -53,13 +105,10 @@ def augment(
     return images.reshape(n, channels, height * width).gather(2, pixels).view(n, channels, height, width)
 
 
-def _shifted(positions: torch.Tensor, side: int, generator: torch.Generator) -> torch.Tensor:
-    """Per image, source rows (or columns) of a random crop of the image reflected at its borders."""
-    n = len(positions)
-    pad = min(max(1, side // 8), side - 1)  # a reflection needs a pixel beside the border
-    shift = torch.randint(-pad, pad + 1, (n, 1), generator=generator)
-    moved = (positions + shift).abs()  # (n, side); left of 0 reflects to the right
-    return torch.where(moved >= side, 2 * (side - 1) - moved, moved)
+def _reflected(positions: torch.Tensor, side: int) -> torch.Tensor:
+    """Rows (or columns) up to `side` - 1 beyond either border, reflected into the image."""
+    positions = positions.abs()  # left of 0 reflects to the right
+    return torch.where(positions >= side, 2 * (side - 1) - positions, positions)
 
 
 def prepare(images: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:

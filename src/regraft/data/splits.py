@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from regraft.data.episodes import EpisodeScore, Heads, check_enough, score_heads
 from regraft.errors import Diverged, StudyError, TestLabelsClosed, TooFewImages, UnknownName, nearest
 from regraft.seeding import stream
 
@@ -58,7 +60,7 @@ class Score:
 
 
 class TestSplit:
-    """Test images. The labels never leave: they are met in `score` alone, and once per run.
+    """Test images. The labels never leave: they are met in `score` and `score_episodes` alone, and once per run.
 
     Python cannot hide an attribute from somebody determined; what this class does is to have no accessor, no
     `__dict__`, no pickle and no copy, so that test labels reach no training by accident.
@@ -119,17 +121,56 @@ class TestSplit:
                 f"run {run!r}: NaN or infinity in the logits of {bad} of {len(self)} test images; "
                 "the training diverged (a lower lr or a warm-up usually helps)"
             )
-        if run in self.__scored:
-            raise TestLabelsClosed(
-                f"run {run!r} was scored on these test labels before; a run is scored once. "
-                "Keep the Score, or choose between runs on validation images."
-            )
+        self.__refuse_a_second_time(run)
         self.__scored.add(run)
         predicted = logits.argmax(axis=1)  # (n, classes) -> (n,)
         correct = predicted == self.__labels
         confusion = np.zeros((len(self.classes), len(self.classes)), np.int64)
         np.add.at(confusion, (self.__labels, predicted), 1)
         return Score(float(correct.mean()), correct, confusion, len(self))
+
+    def score_episodes(
+        self,
+        features: NDArray[np.floating[Any]],
+        ways: NDArray[np.int64],
+        heads: Iterable[Heads],
+        *,
+        queries: int,
+        run: str,
+        seed: int,
+    ) -> EpisodeScore:
+        """Ask the head of each few-shot episode about `queries` test images of each of its classes.
+
+        features: (n, d), one row per test image, in order.  ways: (episodes, ways) labels.  heads: weights and biases
+        of all episodes, in order, in parts (`Heads`).
+
+        The heads come in and the queries are drawn here, so nothing goes out before the score. To hand out the
+        queries and take predictions back would hand out labels: an image is asked about only in episodes that
+        have its class, and a few dozen episodes have no other class in common.
+
+        Raises TooFewImages when a class has fewer than `queries` test images, Diverged for NaN, infinity or a wrong
+        shape, TestLabelsClosed when `run` was scored here before. A run whose heads fail half-way is not scored.
+        """
+        if features.ndim != 2 or len(features) != len(self):
+            raise Diverged(
+                f"run {run!r}: features of shape {features.shape}, but the test split has {len(self)} images; "
+                "give one row of features per test image, in order"
+            )
+        self.__refuse_a_second_time(run)
+        found = score_heads(self.__labels, features, ways, heads, queries=queries, classes=self.classes, seed=seed)
+        self.__scored.add(run)
+        return found
+
+    def check_queries(self, queries: int) -> None:
+        """Raises TooFewImages, as scoring would, when a class has fewer than `queries` test images."""
+        check_enough(self.__labels, queries, classes=self.classes, name="queries")
+
+    def __refuse_a_second_time(self, run: str) -> None:
+        if run in self.__scored:
+            raise TestLabelsClosed(
+                f"run {run!r} was scored on these test labels before; a run is scored once. "
+                "Keep the Score, or choose between runs on validation images."
+            )
 
     def limited(self, n: int, seed: int) -> TestSplit:
         """A stratified part of `n` images, the same for the same seed; parts are nested over n.

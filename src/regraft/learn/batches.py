@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from regraft.data.augment import augment, prepare
+from regraft.data.augment import augment, augment_view, prepare
 from regraft.spec import Preprocessing
 from regraft.spec.models import Augmentation
 
@@ -45,7 +45,9 @@ def forward_in_chunks(count: int, size: int, device: torch.device, forward: Call
 
 
 class ImageBatches:
-    """uint8 images (n, h, w, c), kept on the device if they fit; augmented and prepared there, batch by batch."""
+    """uint8 images (n, h, w, c), kept on the device if they fit; augmented and prepared there, batch by batch.
+
+    view: (number, positions (n,) in the whole split) of an augmented view, in place of random augmentation."""
 
     def __init__(
         self,
@@ -54,6 +56,7 @@ class ImageBatches:
         preprocessing: Preprocessing,
         *,
         augmentation: Augmentation = "none",
+        view: tuple[int, NDArray[np.int64]] | None = None,
         device: torch.device,
     ) -> None:
         # (n, h, w, c) -> (n, c, h, w) as a view: the memory stays channels-last, which convolutions prefer
@@ -63,13 +66,17 @@ class ImageBatches:
         self.labels = torch.from_numpy(np.asarray(labels, dtype=np.int64)).to(device)
         self.preprocessing = preprocessing
         self.augmentation = augmentation
+        self.view = view
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, positions: Tensor, generator: torch.Generator | None) -> Tensor:
         images = self.images[positions.to(self.images.device)].to(self.device)
-        if generator is not None:
+        if self.view is not None:
+            number, places = self.view
+            images = augment_view(images, self.augmentation, number, places[positions.cpu().numpy()])
+        elif generator is not None:
             images = augment(images, self.augmentation, generator)
         return prepare(images, self.preprocessing)  # (n, 3, s, s) float32
 
@@ -83,7 +90,8 @@ def _fits(images: Tensor, device: torch.device) -> bool:
 
 
 class FeatureBatches:
-    """Pooled features (n, d) of a frozen trunk."""
+    """Pooled features of a frozen trunk: (n, d), or (views, n, d) of augmented views, one of which is drawn each time
+    that an image is shown in training."""
 
     def __init__(self, features: Tensor, labels: NDArray[np.int64], *, device: torch.device) -> None:
         self.features = features.to(device)
@@ -93,4 +101,9 @@ class FeatureBatches:
         return len(self.labels)
 
     def take(self, positions: Tensor, generator: torch.Generator | None) -> Tensor:
-        return self.features[positions]
+        if self.features.ndim == 2:
+            return self.features[positions]
+        if generator is None:
+            return self.features[0, positions]
+        views = torch.randint(len(self.features), (len(positions),), generator=generator)
+        return self.features[views.to(positions.device), positions]

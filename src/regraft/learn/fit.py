@@ -75,10 +75,7 @@ def fit(
         if validation is not None:
             entry["validation_loss"], entry["validation_accuracy"] = evaluate(model, validation)
             if not math.isfinite(entry["validation_loss"]):
-                raise Diverged(
-                    f"the validation loss became {entry['validation_loss']} in epoch {epoch + 1} at learning rate up "
-                    f"to {recipe.lr:g}; try a tenth of it, or warmup: 0.1"
-                )
+                raise divergence("validation", entry["validation_loss"], epoch, recipe)
         progress.finish_epoch(entry, keep=recipe.keep)
         advance((epoch + 1) / recipe.epochs, _message(entry, recipe.epochs))
         due = time.monotonic() - last_saved > CHECKPOINT_SECONDS
@@ -121,10 +118,7 @@ def _epoch(
             advance(done, "")
     mean_loss = float(loss_sum) / len(train)
     if not math.isfinite(mean_loss):
-        raise Diverged(
-            f"the training loss became {mean_loss} in epoch {epoch + 1} at learning rate up to {recipe.lr:g}; "
-            "try a tenth of it, or warmup: 0.1"
-        )
+        raise divergence("training", mean_loss, epoch, recipe)
     return {
         "epoch": epoch + 1,
         "lr": learning_rate(epoch / recipe.epochs, recipe),
@@ -209,6 +203,14 @@ def make_optimizer(model: nn.Module, recipe: Recipe, device: torch.device) -> to
     assert recipe.optimizer == "sgd", "lbfgs is solved, not stepped"
     nesterov = recipe.momentum > 0
     return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=nesterov, fused=fused)
+
+
+def divergence(which: str, loss: float, epoch: int, recipe: Recipe) -> Diverged:
+    """The error for a training or validation loss that is not finite after `epoch`, counted from 0."""
+    return Diverged(
+        f"the {which} loss became {loss} in epoch {epoch + 1} at learning rate up to {recipe.lr:g}; "
+        "try a tenth of it, or warmup: 0.1"
+    )
 
 
 def learning_rate(done: float, recipe: Recipe) -> float:

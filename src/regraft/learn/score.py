@@ -1,4 +1,4 @@
-"""The only place where test labels are read."""
+"""Where a training is scored: with learn/episodes, which scores few-shot episodes, the only reader of test labels."""
 
 from __future__ import annotations
 

@@ -1,69 +1,99 @@
-"""Heads with a closed or convex solution: no epochs, no learning rate."""
+"""Linear heads with a closed or convex solution: no epochs, no learning rate. Here is what the solvers share.
+
+All see standardised features, (x - mean) / scale, and give weights for the features as they came.
+"""
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
 
+from regraft.errors import Diverged
 
-def logistic_regression(
-    features: Tensor, labels: Tensor, *, classes: int, weight_decay: float, max_iterations: int
-) -> tuple[Tensor, Tensor, bool]:
-    """Multinomial logistic regression on standardised features, by L-BFGS in float64.
-
-    Minimises mean cross-entropy + weight_decay / 2 * |W|^2, the bias unpenalised; scikit-learn's
-    LogisticRegression(C=1 / (n * weight_decay)) has the same optimum.
-
-    features: (n, d).  labels: (n,) in [0, classes).
-    Returns weight (classes, d) and bias (classes,), the standardisation folded in, float32, and whether the
-    tolerance was reached within the iterations."""
-    x = features.cpu().double()  # in this order: Apple's MPS has no float64
-    y = labels.cpu()
-    mean = x.mean(0)
-    scale = x.std(0, correction=0)
-    scale = torch.where(scale > 1e-8, scale, torch.ones_like(scale))  # constant features stay at zero
-    basis = _well_conditioned((x - mean) / scale, classes=classes, weight_decay=weight_decay)
-    z = ((x - mean) / scale @ basis).float()  # (n, r); products in float32, sums and the search in float64
-    lengths = basis.square().sum(0)  # (r,) the basis is orthogonal: |W|^2 = sum of lengths * v^2
-    n, r = z.shape
-    rows = torch.arange(n)
-
-    def loss_and_gradient(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        parameters = torch.from_numpy(flat).view(classes, r + 1)
-        v, bias = parameters[:, :r], parameters[:, r]
-        log_p = torch.log_softmax((z @ v.float().T).double() + bias, dim=1)  # (n, classes)
-        loss = -log_p[rows, y].mean() + 0.5 * weight_decay * (v.square() * lengths).sum()
-        delta = log_p.exp()
-        delta[rows, y] -= 1.0
-        delta /= n
-        gradient = (delta.float().T @ z).double() + weight_decay * v * lengths
-        return float(loss), torch.cat([gradient, delta.sum(0)[:, None]], dim=1).flatten().numpy()
-
-    start = np.zeros(classes * (r + 1))
-    options = {"maxiter": max_iterations, "ftol": 1e-6, "gtol": 1e-5}
-    found = minimize(loss_and_gradient, start, jac=True, method="L-BFGS-B", options=options)  # type: ignore[call-overload]
-    parameters = torch.from_numpy(found.x).view(classes, r + 1)
-    weight = parameters[:, :r] @ basis.T / scale
-    bias = parameters[:, r] - weight @ mean
-    converged = bool(found.success) or float(np.abs(found.jac).max()) < 1e-4
-    return weight.float(), bias.float(), converged
+CHUNK_VALUES = 2**23  # features turned to float64 at a time: 64 MiB
 
 
-def _well_conditioned(x: Tensor, *, classes: int, weight_decay: float) -> Tensor:
-    """Orthogonal directions (d, r), each as long as makes the loss about equally curved along all of them.
+@dataclass(frozen=True)
+class Solved:
+    """A linear head: logits = features @ weight.T + bias."""
 
-    At zero weights the loss of softmax regression has curvature s / classes + weight_decay along a direction in which
-    the features vary by s; features of deep networks differ in s by orders of magnitude, and L-BFGS then takes hundreds
-    of steps. Directions that no feature vector touches (fewer images than features) are left out: the penalty keeps
-    their weights at zero. The optimum is the same."""
-    n, d = x.shape
-    if n < d:
-        _, singular, rows = torch.linalg.svd(x, full_matrices=False)
-        s, directions = singular.square() / n, rows.T
-    else:
-        s, directions = torch.linalg.eigh(x.T @ x / n)
-    kept = s > 1e-10 * s.max()
-    basis: Tensor = directions[:, kept] / (s[kept] / classes + weight_decay).sqrt()
-    return basis
+    weight: Tensor  # (classes, d) float32, the standardisation folded in
+    bias: Tensor  # (classes,) float32
+    converged: bool
+    iterations: int  # 0 for closed forms
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Mean and standard deviation of each feature, float64; leading dimensions are problems apart."""
+
+    mean: Tensor  # (..., 1, d)
+    scale: Tensor  # (..., 1, d); infinite for constant features, which so become 0 and get weights of 0
+
+    def __call__(self, x: Tensor) -> Tensor:  # (..., n, d) -> (..., n, d) float64
+        return (x.double() - self.mean) / self.scale
+
+    def fold(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight (..., classes, d) and bias (..., classes) for features as they came, float32."""
+        weight = weight.double() / self.scale
+        return weight.float(), (bias - (weight @ self.mean.mT).squeeze(-1)).float()
+
+
+def scaling_of(features: Tensor) -> Scaling:
+    """Of features (..., n, d), over the n images.  Raises Diverged on NaN or infinity."""
+    mean = centring_of(features).mean
+    variance = torch.zeros_like(mean)
+    for rows in chunks(features):
+        variance += (rows.double() - mean).square().sum(-2, keepdim=True) / features.shape[-2]
+    scale = variance.sqrt()
+    # What varies by less than its numbers resolve is constant; and a weight, divided by scale, must be a float32.
+    resolution = torch.finfo(features.dtype).eps * mean.abs()
+    return Scaling(mean, torch.where(scale > resolution.clamp(min=1e-30), scale, torch.inf))
+
+
+def centring_of(features: Tensor) -> Scaling:
+    """The same with a scale of 1: in few images deviations are noise.  Raises Diverged on NaN or infinity."""
+    low, high = torch.aminmax(features)
+    if not (torch.isfinite(low) and torch.isfinite(high)):
+        raise Diverged("the features hold NaN or infinity: the source's weights are broken; no head is solved on them")
+    mean = torch.zeros_like(features[..., :1, :], dtype=torch.float64)
+    for rows in chunks(features):
+        mean += rows.double().sum(-2, keepdim=True) / features.shape[-2]
+    return Scaling(mean, torch.ones_like(mean))
+
+
+def chunks(features: Tensor, dim: int = -2) -> Iterator[Tensor]:
+    """Parts of features (..., n, d) along `dim`, rows unless said, small enough for copies in float64."""
+    size = max(1, CHUNK_VALUES * features.shape[dim] // max(1, features.numel()))
+    return iter(torch.split(features, size, dim))
+
+
+def standardised_columns(features: Tensor, scaling: Scaling) -> Iterator[Tensor]:
+    """All rows of standardised features (n, d), some columns at a time: (n, b) float64."""
+    start = 0
+    for x in chunks(features, dim=-1):
+        columns = slice(start, start + x.shape[1])
+        yield Scaling(scaling.mean[:, columns], scaling.scale[:, columns])(x)
+        start += x.shape[1]
+
+
+def products_of_images(features: Tensor, scaling: Scaling) -> Tensor:
+    """z @ z.T / n, (n, n), of standardised features z (n, d): for fewer images than features."""
+    n = len(features)
+    products = features.new_zeros(n, n, dtype=torch.float64)
+    for z in standardised_columns(features, scaling):
+        products.addmm_(z, z.T, alpha=1 / n)
+    return products
+
+
+def problems_at_once(features: Tensor) -> int:
+    """Of problems apart, features (p, n, d), how many to solve at a time, so that copies in float64 stay small."""
+    return max(1, CHUNK_VALUES // max(1, features[0].numel()))
+
+
+def with_float64(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The same where float64 exists: Apple's MPS has none, its tensors go to the CPU."""
+    return (features.cpu(), labels.cpu()) if features.device.type == "mps" else (features, labels)

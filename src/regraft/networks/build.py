@@ -1,15 +1,17 @@
 """Build any torchvision or timm classification network by name, with weights that depend on the seed
-alone."""
+alone.
+
+torchvision and timm are imported where a network of theirs is named: each takes about a second.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-import timm
 import torch
-import torchvision.models
-from torch import nn
+from torch import Tensor, nn
 
 from regraft.errors import ImageTooSmall, StudyError, UnknownName, nearest
 from regraft.seeding import derive
@@ -62,6 +64,29 @@ def build_skeleton(network: str, *, stem: str = "imagenet", image_size: int | No
             return _construct(network, None, stem, image_size)
 
 
+def build_around(
+    state: Mapping[str, Tensor], network: str, *, stem: str = "imagenet", image_size: int | None = None
+) -> nn.Module:
+    """`build` for weights that are at hand: no random ones are drawn where `state` has a tensor.
+
+    state: by the network's own names, of the network's own number of classes where it has the classifier. Parameters
+    that it lacks, or has in another shape, stay on the meta device: the network can be cut below them, not run
+    through them. The tensors become the network's, in its own number format, and are not copied where they are in it.
+    Networks that have no such skeleton, or buffers that are computed and not stored, are built in full.
+    """
+    built = build_skeleton(network, stem=stem, image_size=image_size)
+    stored = built.state_dict()
+    if not all(tensor.is_meta for tensor in stored.values()) or dict(built.named_buffers()).keys() - stored.keys():
+        built = build(network, stem=stem, seed=0, image_size=image_size)
+    fitting = {
+        name: state[name].to(own.dtype)
+        for name, own in stored.items()
+        if name in state and state[name].shape == own.shape
+    }
+    built.load_state_dict(fitting, strict=False, assign=True)
+    return built
+
+
 def network_names() -> list[str]:
     """Every name that `build` knows: torchvision's and ours bare, timm's as `timm/NAME`."""
     return [*sorted([*_torchvision_names(), ORIGINAL_RESNET50]), *(f"timm/{name}" for name in _timm_names())]
@@ -105,12 +130,16 @@ def _torchvision(name: str, options: dict[str, Any], image_size: int | None) -> 
         if image_size % patch:
             raise ImageTooSmall(f"its image size must be a multiple of {patch} px, got {image_size}")
         options["image_size"] = image_size
-    model: nn.Module = torchvision.models.get_model(name, weights=None, **options)
+    from torchvision.models import get_model
+
+    model: nn.Module = get_model(name, weights=None, **options)
     return model
 
 
 def _original_resnet50(options: dict[str, Any]) -> nn.Module:
-    model: nn.Module = torchvision.models.resnet50(weights=None, **options)
+    from torchvision.models import resnet50
+
+    model: nn.Module = resnet50(weights=None, **options)
     for stage in (2, 3, 4):
         model.get_submodule(f"layer{stage}.0.conv1").stride = (2, 2)  # type: ignore[assignment]
         model.get_submodule(f"layer{stage}.0.conv2").stride = (1, 1)  # type: ignore[assignment]
@@ -118,6 +147,8 @@ def _original_resnet50(options: dict[str, Any]) -> nn.Module:
 
 
 def _timm(name: str, options: dict[str, Any], image_size: int | None) -> nn.Module:
+    import timm
+
     config = timm.get_pretrained_cfg(name)
     if image_size is not None and config is not None and config.fixed_input_size:
         try:
@@ -149,9 +180,13 @@ def _give_cifar_stem(network: str, model: nn.Module) -> None:
 
 @lru_cache
 def _torchvision_names() -> tuple[str, ...]:
-    return tuple(torchvision.models.list_models(module=torchvision.models))
+    from torchvision import models
+
+    return tuple(models.list_models(module=models))
 
 
 @lru_cache
 def _timm_names() -> tuple[str, ...]:
+    import timm
+
     return tuple(timm.list_models())

@@ -18,15 +18,10 @@ from torch import fx, nn
 from regraft.errors import ImageTooSmall, UnknownCut
 from regraft.networks.build import build, build_skeleton
 from regraft.networks.nodes import PENULTIMATE, canonical, offered
-from regraft.networks.pooling import Layout, pool
+from regraft.networks.pooling import Layout, layouts, pool, pooled_width, poolings
 from regraft.networks.probe import Measured, measure, measure_at_any_size, size_that_fits
-from regraft.networks.trace import (
-    Traced,
-    ancestors,
-    data_nodes,
-    output_of,
-    trace,
-)
+from regraft.networks.trace import Traced, ancestors, data_nodes, output_of, trace
+from regraft.spec.models import Pooling
 
 
 @dataclass(frozen=True)
@@ -43,8 +38,12 @@ class CutPoint:
 
     @property
     def features(self) -> int:
-        """Length of the pooled feature vector."""
-        return self.shape[0] if self.layout == "chw" else self.shape[-1]
+        """Length of the feature vector: of the average over all positions."""
+        return self.width("average")
+
+    def width(self, kind: Pooling) -> int:
+        """Length of the feature vector under this pooling. Raises StudyError if the value has no such pooling."""
+        return pooled_width(self.shape, self.layout, kind)
 
 
 def cut_points(network: nn.Module, image_size: int) -> list[CutPoint]:
@@ -139,29 +138,53 @@ def body_for_cuts(network: nn.Module, cuts: Iterable[str], *, pooled: bool = Fal
     """A copy of the network up to the deepest of `cuts`, whose forward gives every cut's value in one pass.
 
     forward: images (n, 3, h, w) -> {cut: value}, each equal to what `cut` gives for it alone; with `pooled`,
-    each value is pooled to (n, d) where it arises, so that no large map is kept. Raises UnknownCut.
+    `pooled_body` of averages. Raises UnknownCut.
     """
+    if pooled:
+        return pooled_body(network, [(at, "average") for at in cuts])
     traced = trace(network)
-    nodes = offered(network, traced)
-    names = {at: nodes[canonical(network, traced, at, type(network).__name__)] for at in cuts}
-    if not names:
-        raise UnknownCut("no cut given; name at least one, for example 'penultimate'")
-    shapes = measure_at_any_size(network, traced) if pooled else {}
-    graph, copies = _below(traced, list(names.values()))
+    nodes = _wanted(network, traced, cuts)
+    graph, copies = _below(traced, list(nodes.values()))
+    graph.output({at: _kept(graph, copies[node]) for at, node in nodes.items()})
+    return _part(network, graph)
+
+
+def pooled_body(network: nn.Module, wanted: Iterable[tuple[str, Pooling]]) -> nn.Module:
+    """A copy of the network up to the deepest cut, whose forward gives each (cut, pooling) in one pass.
+
+    forward: images (n, 3, h, w) -> {feature_name(cut, pooling): (n, d)}, each equal to `pool` of what `cut`
+    gives alone. Values are pooled where they arise, so that no large map is kept. Raises UnknownCut; which
+    pooling a cut has for the images at hand, `CutPoint.width` says.
+    """
+    wanted = list(dict.fromkeys(wanted))
+    traced = trace(network)
+    nodes = _wanted(network, traced, [at for at, _ in wanted])
+    measured = measure_at_any_size(network, traced)
+    laid_out = _layouts(offered(network, traced), measured)
+    graph, copies = _below(traced, list(nodes.values()))
     results: dict[str, fx.Node] = {}
-    for at, node in names.items():
-        value = copies[node]
-        layout = _layout(shapes[node.name].shape) if pooled else "flat"
-        followed = bool(value.users)
-        with graph.inserting_after(value):
-            if layout != "flat":
-                value = graph.call_function(pool, (value, layout))
-            elif followed:
-                # What follows may be an in-place activation, which would change the value taken here.
-                value = graph.call_method("clone", (value,))
-        results[at] = value
+    for at, kind in wanted:
+        value, layout = copies[nodes[at]], laid_out[nodes[at]]
+        assert kind in poolings(layout), f"no {kind} pooling of {layout} values; ask CutPoint.width first"
+        if layout == "flat":
+            results[feature_name(at, kind)] = _kept(graph, value)
+        else:
+            with graph.inserting_after(value):
+                results[feature_name(at, kind)] = graph.call_function(pool, (value, layout, kind))
     graph.output(results)
     return _part(network, graph)
+
+
+def feature_name(cut: str, kind: Pooling) -> str:
+    """What `pooled_body` calls its output: "layer2.2", "layer2.2 grid-2"."""
+    return cut if kind == "average" else f"{cut} {kind}"
+
+
+def cuts_below(network: str, at: str | None, image_size: int, *, stem: str = "imagenet") -> list[str]:
+    """Names of all cut points from the image up to and with `at` (None: penultimate), in order. Errors as for
+    `resolve_cut`."""
+    names = [point.name for point in describe(network, stem, image_size)]
+    return names[: names.index(resolve_cut(network, at, image_size, stem=stem).name) + 1]
 
 
 # --- what lies below a cut --------------------------------
@@ -170,10 +193,10 @@ def body_for_cuts(network: nn.Module, cuts: Iterable[str], *, pooled: bool = Fal
 def _points(network: nn.Module, traced: Traced, measured: dict[str, Measured]) -> list[CutPoint]:
     total = sum(measured[node.name].flops for node in data_nodes(traced.graph) if node.name in measured)
     aliases = {"layer2.2": "first 18 layers"} if _is_resnet50(network) else {}
+    nodes = {name: n for name, n in offered(network, traced).items() if n.name in measured}  # not several tensors
+    laid_out = _layouts(nodes, measured)
     points = []
-    for name, node in offered(network, traced).items():
-        if node.name not in measured:  # a block that returns several tensors
-            continue
+    for name, node in nodes.items():
         below = ancestors(node)
         flops = sum(measured[n.name].flops for n in below if n.name in measured)
         points.append(
@@ -181,7 +204,7 @@ def _points(network: nn.Module, traced: Traced, measured: dict[str, Measured]) -
                 name=name,
                 depth=flops / total,
                 shape=measured[node.name].shape,
-                layout=_layout(measured[node.name].shape),
+                layout=laid_out[node],
                 parameters=_parameters(network, below),
                 flops=flops,
                 alias=aliases.get(name, ""),
@@ -204,11 +227,10 @@ def _parameters(network: nn.Module, nodes: set[fx.Node]) -> int:
     return sum(found.values())
 
 
-def _layout(shape: tuple[int, ...]) -> Layout:
-    """Images are square, so of three sides the two equal ones are height and width."""
-    if len(shape) == 3:
-        return "hwc" if shape[0] == shape[1] != shape[2] else "chw"
-    return "tokens" if len(shape) == 2 else "flat"
+def _layouts(nodes: dict[str, fx.Node], measured: dict[str, Measured]) -> dict[fx.Node, Layout]:
+    """How the value of each offered node is laid out."""
+    shapes = {name: measured[node.name].shape for name, node in nodes.items() if node.name in measured}
+    return {nodes[name]: layout for name, layout in layouts(shapes).items()}
 
 
 def _is_resnet50(network: nn.Module) -> bool:
@@ -236,6 +258,22 @@ def _advice(size: int | None, wanted: int) -> str:
 
 
 # --- the parts --------------------------------
+
+
+def _wanted(network: nn.Module, traced: Traced, cuts: Iterable[str]) -> dict[str, fx.Node]:
+    nodes = offered(network, traced)
+    names = {at: nodes[canonical(network, traced, at, type(network).__name__)] for at in cuts}
+    if not names:
+        raise UnknownCut("no cut given; name at least one, for example 'penultimate'")
+    return names
+
+
+def _kept(graph: fx.Graph, value: fx.Node) -> fx.Node:
+    """`value` as an output. What follows may be an in-place activation, which would change the value taken here."""
+    if not value.users:
+        return value
+    with graph.inserting_after(value):
+        return graph.call_method("clone", (value,))
 
 
 def _body(network: nn.Module, traced: Traced, at: str) -> nn.Module:

@@ -8,9 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import timm
 import torch
-from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -54,6 +52,8 @@ def _files_here(known: Published, folder: Path) -> Iterator[Path]:
     places = [folder, Path(torch.hub.get_dir()) / "checkpoints"]
     yield from (place / name for place in places for name in names if (place / name).is_file())
     if known.hub is not None:
+        from huggingface_hub import try_to_load_from_cache
+
         cached = try_to_load_from_cache(known.hub, HUB_FILE)
         if isinstance(cached, str):
             yield Path(cached)
@@ -104,6 +104,8 @@ def _of_auxiliary(network: str, name: str) -> bool:
 
 def _through_timm(known: Published, path: Path) -> dict[str, Tensor]:
     """timm renames and reshapes what older files hold, so its own loader reads the file."""
+    import timm
+
     name = f"{known.network.removeprefix('timm/').partition('.')[0]}.{known.tag}"
     overlay = {"file": str(path), "custom_load": False}
     try:

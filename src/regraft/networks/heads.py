@@ -16,6 +16,7 @@ from regraft.networks.pooling import Layout, pool
 from regraft.networks.trunk import Trunk
 from regraft.seeding import derive
 from regraft.spec import Head
+from regraft.spec.models import Pooling
 
 
 @dataclass(frozen=True)
@@ -31,23 +32,24 @@ class NetworkSpec:
 class Pool(nn.Module):
     """`pool` as a layer. Features that are already pooled, (n, d), pass."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, kind: Pooling) -> None:
         super().__init__()
         self.layout = layout
+        self.kind: Pooling = kind
 
     def forward(self, features: Tensor) -> Tensor:  # (n, ...) -> (n, d)
-        return features if features.ndim == 2 else pool(features, self.layout)
+        return features if features.ndim == 2 else pool(features, self.layout, self.kind)
 
     def extra_repr(self) -> str:
-        return self.layout
+        return f"{self.layout}, {self.kind}"
 
 
 class PooledHead(nn.Module):
     """Pool, then classify. `.classify` alone takes features that were pooled and cached before."""
 
-    def __init__(self, layout: Layout, classify: nn.Module) -> None:
+    def __init__(self, layout: Layout, kind: Pooling, classify: nn.Module) -> None:
         super().__init__()
-        self.pool = Pool(layout)
+        self.pool = Pool(layout, kind)
         self.classify = classify
 
     def forward(self, features: Tensor) -> Tensor:  # (n, ...) or pooled (n, d) -> logits (n, classes)
@@ -66,12 +68,12 @@ class RestHead(nn.Module):
 
 
 def linear_head(head: Head, point: CutPoint, classes: int, spec: NetworkSpec, seed: int) -> nn.Module:
-    return PooledHead(point.layout, nn.Linear(point.features, classes))
+    return PooledHead(point.layout, head.pool, nn.Linear(point.width(head.pool), classes))
 
 
 def mlp_head(head: Head, point: CutPoint, classes: int, spec: NetworkSpec, seed: int) -> nn.Module:
-    first, last = nn.Linear(point.features, head.hidden), nn.Linear(head.hidden, classes)
-    return PooledHead(point.layout, nn.Sequential(first, nn.ReLU(), nn.Dropout(head.dropout), last))
+    first, last = nn.Linear(point.width(head.pool), head.hidden), nn.Linear(head.hidden, classes)
+    return PooledHead(point.layout, head.pool, nn.Sequential(first, nn.ReLU(), nn.Dropout(head.dropout), last))
 
 
 def rest_head(head: Head, point: CutPoint, classes: int, spec: NetworkSpec, seed: int) -> nn.Module:
@@ -79,6 +81,7 @@ def rest_head(head: Head, point: CutPoint, classes: int, spec: NetworkSpec, seed
     return RestHead(tail_of(fresh, point.name))
 
 
+# Heads that are built before they are trained. The others (prototype, knn, head2toe) are made of training features.
 HEADS: dict[str, Callable[[Head, CutPoint, int, NetworkSpec, int], nn.Module]] = {
     "linear": linear_head,
     "mlp": mlp_head,
@@ -90,17 +93,12 @@ def make_head(head: Head, point: CutPoint, classes: int, *, spec: NetworkSpec, s
     """A head for the trunk's raw output at `point`: (n, ...) -> logits (n, classes).
 
     Its weights depend on `seed` alone; as in `build`, torch's global generator is seeded for them and put
-    back.
+    back. Raises StudyError if the value at `point` has no pooling `head.pool`.
     """
+    assert head.kind in HEADS, f"a {head.kind} head is read off training features; see regraft.learn"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "head"))
         return HEADS[head.kind](head, point, classes, spec, seed)
-
-
-def head_on_pooled(head: Head) -> bool:
-    """Whether `head` sees the trunk's output only through pooling, so that it can be trained on cached
-    features."""
-    return head.kind in ("linear", "mlp")
 
 
 class Grafted(nn.Module):
@@ -182,7 +180,7 @@ def check_within(
     """Refuse a cut of another run's network beyond what that run kept of it; for the plan, before any
     training.
 
-    Raises UnknownCut: a run with a linear or mlp head holds the network only up to its own cut.
+    Raises UnknownCut: a run whose head is not `rest` holds the network only up to its own cut.
     """
     names = [point.name for point in describe(network, stem, image_size)]
     wanted = resolve_cut(network, at, image_size, stem=stem).name

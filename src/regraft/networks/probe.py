@@ -41,7 +41,8 @@ def measure(network: nn.Module, traced: Traced, image_size: int) -> dict[str, Me
         module = fx.GraphModule(twin, traced.graph)
         images = torch.zeros(1, 3, image_size, image_size, device=device)
         try:
-            with FlopCounterMode(display=False) as counter:
+            # The counter hooks into the gradients of what modules take, and fails where a caller has switched them off.
+            with torch.enable_grad(), FlopCounterMode(display=False) as counter:
                 probe = _Probe(module, counter)
                 probe.run(images)
             return probe.measured

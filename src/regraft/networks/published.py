@@ -7,11 +7,6 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import timm
-import torchvision.models
-from huggingface_hub import hf_hub_url
-from timm.data.config import resolve_data_config
-
 from regraft.errors import UnknownName, WeightsUnavailable, nearest
 from regraft.networks.build import ORIGINAL_RESNET50, family
 from regraft.spec import Preprocessing
@@ -110,9 +105,11 @@ def published(network: str, tag: str | None) -> Published:
 
 def mirrored_tags(network: str) -> list[str]:
     """Tags of torchvision weights of `network` that a package carries."""
-    if "/" in network or network not in torchvision.models.list_models():
+    from torchvision.models import get_model_weights
+
+    if family(network)[0] != "torchvision" or network == ORIGINAL_RESNET50:
         return []
-    table = torchvision.models.get_model_weights(network)
+    table = get_model_weights(network)
     return [weights.name for weights in table if weights.url.rpartition("/")[2] in PACKAGES]
 
 
@@ -124,7 +121,9 @@ def _check_tag(network: str, tag: str | None, known: list[str]) -> None:
 
 
 def _of_torchvision(name: str, tag: str | None) -> Published:
-    table = torchvision.models.get_model_weights(name)
+    from torchvision.models import get_model_weights
+
+    table = get_model_weights(name)
     _check_tag(name, tag, [weights.name for weights in table])
     weights = table.DEFAULT if tag is None else table[tag]
     transforms = weights.transforms()
@@ -147,6 +146,10 @@ def _of_torchvision(name: str, tag: str | None) -> Published:
 
 
 def _of_timm(network: str, name: str, tag: str | None) -> Published:
+    import timm
+    from huggingface_hub import hf_hub_url
+    from timm.data.config import resolve_data_config
+
     base, _, own_tag = name.partition(".")
     known = [full.partition(".")[2] for full in timm.list_pretrained(f"{base}.*")]
     if not known and timm.get_pretrained_cfg(base) is None:

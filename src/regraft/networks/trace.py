@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-import torchvision
 from torch import fx, nn
 
 from regraft.errors import StudyError
@@ -128,6 +127,8 @@ class _BlockTracer(fx.Tracer):
     """Opens containers and stages, keeps blocks whole, and remembers where each module's output arises."""
 
     def __init__(self, root: nn.Module, closed: set[str]) -> None:
+        import torchvision.ops  # a second; what is traced has imported it in any case
+
         super().__init__(autowrap_modules=(math, torchvision.ops))  # type: ignore[arg-type]
         self.exits: dict[str, fx.Node] = {}
         self.failed_in = ""

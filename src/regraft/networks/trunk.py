@@ -9,10 +9,6 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from regraft.networks.pooling import pool
-
-__all__ = ["Trunk", "pool", "state_hash"]
-
 
 class Trunk(nn.Module):
     """`body`, frozen or trainable.

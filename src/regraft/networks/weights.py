@@ -67,6 +67,7 @@ def _pretrained(known: Published, home: Path, offline: bool) -> Weights:
     if not path.is_file():
         state, origin = fetch(known, path.parent, offline)
         check_names(known.network, "imagenet", state, str(known.file), classifier_may_differ=False)
+        check_finite(state, origin)
         digest = _checked_digest(state, known.digest, origin)
         write_file(path, save(state, {"digest": digest, "origin": origin, "network": known.network}))
     header = _header(path)
@@ -99,7 +100,6 @@ def _read_stored(path: Path, digest: str) -> dict[str, Tensor]:
 
 
 def _checked_digest(state: Mapping[str, Tensor], expected: str | None, origin: str) -> str:
-    check_finite(state, origin)
     digest = state_hash(state)
     if expected is not None and digest != expected:
         raise WeightsMismatch(

@@ -8,9 +8,12 @@ is told by colour alone.
 from __future__ import annotations
 
 import base64
+import contextlib
+import hashlib
 import math
 import re
 from html import escape
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ import vl_convert
 
 from regraft.analysis.stats import Summary
 from regraft.analysis.table import TableRow, rows_table
+from regraft.data.home import home, write_file
 from regraft.errors import UnknownName
 from regraft.show.text import printable, script_json
 from regraft.study.results import Results
@@ -34,6 +38,8 @@ BLUE, VERMILLION, GREEN, PURPLE, OCHRE, GREY = (
     "#a87400",
     "#808080",
 )
+INKS = ("#1b1e24", "#e8eaed")  # on a light and on a dark page; no mark has one of these four colours
+FAINTS = ("#dfe3e8", "#3a3f47")
 COLOURS = [BLUE, VERMILLION, GREEN, PURPLE, OCHRE, GREY]
 DASHES = [[1, 0], [6, 3], [2, 2], [8, 3, 2, 3]]
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', sans-serif"
@@ -44,7 +50,7 @@ NAMES_IN_LEGEND = 12
 
 def theme(*, dark: bool) -> dict[str, Any]:
     """Vega-Lite config: ink, grid and font on a transparent background."""
-    ink, faint = ("#e8eaed", "#3a3f47") if dark else ("#1b1e24", "#dfe3e8")
+    ink, faint = INKS[dark], FAINTS[dark]
     text = {"labelColor": ink, "titleColor": ink, "labelFontSize": 12, "titleFontSize": 12}
     return {
         "background": None,
@@ -255,30 +261,53 @@ def learning_curves(results: Results) -> Chart | None:
     return chart
 
 
-def spec(chart: Chart, *, responsive: bool = False) -> dict[str, Any]:
-    """Vega-Lite as a dictionary, without theme; `responsive` takes its width from the page."""
+def spec(chart: Chart) -> dict[str, Any]:
+    """Vega-Lite as a dictionary, without theme."""
     made: dict[str, Any] = chart.to_dict()
     made.pop("config", None)
-    if responsive:
-        made["width"] = "container"
     return made
 
 
 def svg(chart: Chart, *, dark: bool = False) -> str:
     """The chart as an SVG document."""
-    version = vega_lite_version()
-    return str(vl_convert.vegalite_to_svg(spec(chart), vl_version=version, config=theme(dark=dark)))
+    return _drawn(spec(chart), dark=dark)
 
 
-def svg_data_uri(chart: Chart, *, dark: bool = False) -> str:
-    """The SVG as an image address: as an image it can run no script, whatever is written in it."""
-    return "data:image/svg+xml;base64," + base64.b64encode(svg(chart, dark=dark).encode()).decode()
+def _drawn(made: dict[str, Any], *, dark: bool) -> str:
+    return str(vl_convert.vegalite_to_svg(made, vl_version=vega_lite_version(), config=theme(dark=dark)))
+
+
+def images(made: dict[str, Any]) -> dict[str, str]:
+    """Addresses of the "light" and "dark" SVG of a chart's `spec`.
+
+    As images they can run no script, whatever is written in them. Only ink and grid differ, so the dark one is the
+    light one in other colours: drawing takes 0.2 s."""
+    light = dark = _drawn(made, dark=False)
+    for colour, other in (INKS, FAINTS):
+        dark = dark.replace(f'"{colour}"', f'"{other}"')
+    return {"light": _address(light), "dark": _address(dark)}
+
+
+def _address(document: str) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(document.encode()).decode()
 
 
 def javascript() -> str:
-    """Vega, Vega-Lite and Vega-Embed in one script (0.9 MB), from vl-convert's own copy."""
-    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=vega_lite_version())
-    return str(bundle).replace("</script", "<\\/script").replace("<!--", "<\\!--")
+    """Vega, Vega-Lite and Vega-Embed in one script (0.9 MB), from vl-convert's own copy.
+
+    To bundle them takes a second and gives the same each time: the script is kept in the home folder, under the
+    versions and its digest, so that a damaged one is made again."""
+    vega_lite = vega_lite_version()
+    name = f"vega-{metadata.version('vl-convert-python')}-{vega_lite}-"
+    for file in (home() / "show").glob(f"{name}*.js"):
+        kept = file.read_bytes()
+        if file.name == f"{name}{hashlib.sha256(kept).hexdigest()[:32]}.js":
+            return kept.decode()
+    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=vega_lite)
+    script = str(bundle).replace("</script", "<\\/script").replace("<!--", "<\\!--").encode()
+    with contextlib.suppress(OSError):  # a home folder that cannot be written costs the next report a second
+        write_file(home() / "show" / f"{name}{hashlib.sha256(script).hexdigest()[:32]}.js", script)
+    return script.decode()
 
 
 def _page(made: dict[str, Any], config: dict[str, Any]) -> str:

@@ -91,7 +91,7 @@ def _content(results: Results, command: str) -> dict[str, Any]:
     rows, best = rows_table(results), _best_cells(results)
     charts = [chart for make in FIGURES if (chart := make(results)) is not None]
     vega = figures.javascript() if charts else ""
-    specs = [figures.spec(chart, responsive=True) for chart in charts]
+    specs = [figures.spec(chart) for chart in charts]
     themes = {"light": figures.theme(dark=False), "dark": figures.theme(dark=True)}
     return {
         "policy": _policy(vega, DRAWING),
@@ -103,20 +103,14 @@ def _content(results: Results, command: str) -> dict[str, Any]:
         "rows": [{**_fields(row), "each_seed": _each_seed(row)} for row in rows],
         "with_original": any(row.original is not None for row in rows),
         "with_note": any(row.note for row in rows),
-        "figures": [
-            {
-                "light": figures.svg_data_uri(chart),
-                "dark": figures.svg_data_uri(chart, dark=True),
-                "description": spec["description"],
-            }
-            for chart, spec in zip(charts, specs, strict=True)
-        ],
+        "figures": [{**figures.images(spec), "description": spec["description"]} for spec in specs],
         "confusions": [_confusion(cell) for cell in best[:SHOWN_TARGETS]],
         "more_targets": len(best) > SHOWN_TARGETS,
         "provenance": _provenance(results, command),
         "keys": results.cells,
         "version": metadata.version("regraft"),
-        "figures_json": Markup(script_json({"specs": specs, **themes})),
+        # In the page a figure takes its width from its place.
+        "figures_json": Markup(script_json({"specs": [{**spec, "width": "container"} for spec in specs], **themes})),
         "vega": Markup(vega),
         "drawing": Markup(DRAWING),
     }

@@ -27,6 +27,7 @@ class RunningStep:
     stage: str
     label: str
     cost: float
+    fits: int = 1
     done: float = 0.0  # fraction
     message: str = ""
 
@@ -56,7 +57,7 @@ class Tracker:
                 self.cost, self.finished, self.finished_cost = event.cost, 0, 0.0
                 self.start = self.clock()
             case StepStarted():
-                self.running[event.id] = RunningStep(event.stage, event.label, event.cost)
+                self.running[event.id] = RunningStep(event.stage, event.label, event.cost, event.fits)
             case StepAdvanced() if event.id in self.running:
                 step = self.running[event.id]
                 step.done = min(1.0, max(step.done, event.done))
@@ -64,7 +65,7 @@ class Tracker:
             case StepDone() | StepFailed() if event.id in self.running:
                 step = self.running.pop(event.id)
                 self.finished_cost += step.cost
-                self.finished += step.stage == "fit"
+                self.finished += step.fits if step.stage == "fit" else 0
             case StudyDone():
                 self.end = event
                 self.running.clear()

@@ -1,9 +1,10 @@
 """Study, Source, Target, Method, Head, Recipe, Run: frozen and validated."""
 
-from regraft.spec.models import Grid, Head, Method, Preprocessing, Recipe, Row, Source, Target
+from regraft.spec.models import Episodes, Grid, Head, Method, Preprocessing, Recipe, Row, Source, Target
 from regraft.spec.run import Run
 from regraft.spec.study import Study, presets
 
 __all__ = [
-    "Grid", "Head", "Method", "Preprocessing", "Recipe", "Row", "Run", "Source", "Study", "Target", "presets",
+    "Episodes", "Grid", "Head", "Method", "Preprocessing", "Recipe", "Row", "Run", "Source", "Study", "Target",
+    "presets",
 ]  # fmt: skip

@@ -8,13 +8,14 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from regraft.errors import StudyError, UnknownName, nearest
-from regraft.spec.models import Grid, Head, Preprocessing, Recipe, Row, Source, Target
+from regraft.spec.models import Episodes, Grid, Head, Preprocessing, Recipe, Row, Source, Target
 from regraft.spec.text import shown
 
 MOST_ERRORS = 20
 PARTS: dict[str, type[BaseModel]] = {
     "sources": Source, "targets": Target, "recipes": Recipe, "rows": Row, "grid": Grid,
 }  # fmt: skip
+WITHIN: dict[str, type[BaseModel]] = {"head": Head, "preprocessing": Preprocessing, "episodes": Episodes}
 Place = tuple[int | str, ...]
 
 
@@ -93,10 +94,5 @@ def _fields_at(place: Place, top: Sequence[str]) -> list[str]:
     """The field names allowed where `place` points; walks the models, through dicts and lists."""
     model: type[BaseModel] | None = None
     for part in place[:-1]:
-        if model is None:
-            model = PARTS[str(part)]
-        elif part == "head":
-            model = Head
-        elif part == "preprocessing":
-            model = Preprocessing
+        model = PARTS[str(part)] if model is None else WITHIN.get(str(part), model)
     return list(top if model is None else model.model_fields)

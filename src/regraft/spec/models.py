@@ -12,7 +12,12 @@ from regraft.spec.text import ClassName, Name, Text, shown
 
 Method = Literal["frozen", "finetune"]
 Augmentation = Literal["none", "flip", "crop-flip"]
+Pooling = Literal["average", "average-max", "grid-2", "grid-3", "grid-4"]
+Optimizer = Literal["sgd", "adamw", "lbfgs", "ridge", "none"]
+SOLVED = ("lbfgs", "ridge")  # optimizers that need no learning rate: a linear head's optimum is computed
+UNTRAINED = ("prototype", "knn")  # heads that are read off the training features
 MOST_IMAGES = 10**9
+MOST_DRAWN = 10**8  # images of all episodes of a seed: their positions are held in memory
 GRID_FIELDS = ("source", "cut", "method", "head", "target")
 H = TypeVar("H", bound=Hashable)
 
@@ -31,6 +36,7 @@ Distinct = AfterValidator(_distinct)
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Seeds = Annotated[tuple[Seed, ...], BeforeValidator(_as_list), Field(min_length=1), Distinct]
 Names = Annotated[tuple[Name, ...], BeforeValidator(_as_list), Field(min_length=1), Distinct]
+Choices = Annotated[tuple[Name, ...], BeforeValidator(_as_list), Distinct]
 
 
 class Model(BaseModel):
@@ -97,6 +103,26 @@ class Source(Model):
         return self
 
 
+class Episodes(Model):
+    """Few-shot episodes: in each, a head learns `shots` images of each of `ways` classes and answers `queries` of each.
+
+    Support images come out of the training split, queries out of the test split."""
+
+    ways: int = Field(default=5, ge=2, le=1000, description="classes of an episode, drawn anew for each")
+    shots: int = Field(default=5, ge=1, le=1000, description="labelled training images of each of its classes")
+    queries: int = Field(default=15, ge=1, le=1000, description="test images of each of its classes")
+    count: int = Field(default=1000, ge=2, le=1_000_000, description="episodes a seed")
+
+    @model_validator(mode="after")
+    def _fits_in_memory(self) -> Episodes:
+        if (images := self.ways * max(self.shots, self.queries) * self.count) > MOST_DRAWN:
+            raise ValueError(
+                f"{self.count:,} episodes of {self.ways} ways draw {images:,} images, more than {MOST_DRAWN:,}; "
+                "take fewer episodes: a thousand give an interval of about half a point"
+            )
+        return self
+
+
 class Target(Model):
     """A data set and a budget of labelled images; the validation part is carved out of that budget."""
 
@@ -113,21 +139,30 @@ class Target(Model):
         le=MOST_IMAGES,
         description="score only this many test images (stratified, the same for every run)",
     )
+    episodes: Episodes | None = Field(
+        default=None, description="few-shot episodes instead of one budget: ways, shots, queries, count"
+    )
 
     @model_validator(mode="after")
     def _one_budget(self) -> Target:
         if self.per_class is not None and self.fraction is not None:
             raise ValueError("give `per_class` or `fraction`, not both (neither means all images)")
+        if self.episodes is not None and (given := {"per_class", "fraction", "test_images"} & self.model_fields_set):
+            raise ValueError(f"`episodes` say themselves how many images they take; remove {', '.join(sorted(given))}")
         return self
 
     @property
     def holds_out(self) -> bool:
         """Whether any image is kept for validation. A folder's own validation part is not known here."""
+        if self.episodes is not None:
+            return False
         return self.validation > 0 and (self.per_class != 1 or self.data.startswith("folder:"))
 
     @property
     def budget(self) -> str:
-        """For tables: 'all', '10 %', '50 per class'."""
+        """For tables: 'all', '10 %', '50 per class', '5-way 1-shot'."""
+        if self.episodes is not None:
+            return f"{self.episodes.ways}-way {self.episodes.shots}-shot"
         if self.per_class is not None:
             return f"{self.per_class} per class"
         return "all" if self.fraction in (None, 1.0) else f"{100 * self.fraction:g} %"
@@ -136,19 +171,57 @@ class Target(Model):
 class Head(Model):
     """What is grafted on the trunk."""
 
-    kind: Literal["linear", "mlp", "rest"] = Field(
+    kind: Literal["linear", "mlp", "rest", "prototype", "knn", "head2toe"] = Field(
         default="linear",
-        description="rest: the network's remaining blocks, re-initialised, and a new classifier",
+        description="rest: the network's remaining blocks, re-initialised, and a new classifier; prototype: cosine to "
+        "the classes' mean features; knn: cosine nearest neighbours; head2toe: a linear head on features selected "
+        "from all cuts up to this one (Evci et al. 2022)",
+    )
+    pool: Pooling = Field(
+        default="average",
+        description="how a map becomes a vector: its average; average and maximum; averages over a grid of cells",
     )
     hidden: int = Field(default=256, ge=1, le=65536, description="width of the mlp's hidden layer")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="before the last layer of the mlp")
+    neighbours: int = Field(default=10, ge=1, le=100_000, description="of the knn head")
+    share: float = Field(default=0.1, gt=0, le=1, description="of all features that the head2toe head keeps")
+    lasso: float = Field(
+        default=1e-3, ge=0, le=1000, description="group penalty by which the head2toe head ranks features"
+    )
+
+    @model_validator(mode="after")
+    def _own_fields(self) -> Head:
+        owners = {"hidden": "mlp", "dropout": "mlp", "neighbours": "knn", "share": "head2toe", "lasso": "head2toe"}
+        for field in sorted(self.model_fields_set & owners.keys()):
+            if self.kind != owners[field] and getattr(self, field) != type(self).model_fields[field].default:
+                raise ValueError(f"`{field}` belongs to the {owners[field]} head, not to {self.kind}; remove it")
+        if self.kind == "rest" and self.pool != "average":
+            raise ValueError("a rest head takes the trunk's maps as they are; remove `pool`")
+        return self
+
+    @property
+    def pools(self) -> bool:
+        """Whether it sees the trunk's maps only through pooling, so that it can be trained on cached features."""
+        return self.kind != "rest"
+
+    @property
+    def label(self) -> str:
+        """For tables and names: 'linear', 'linear grid-2', 'knn 5'; the kind alone where all else is the default."""
+        words: list[str] = [self.kind]
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if name != "kind" and value != field.default:
+                words.append(str(value) if name in ("pool", "neighbours") else f"{name}={value:g}")
+        return " ".join(words)
 
 
 class Recipe(Model):
     """How to train."""
 
-    optimizer: Literal["sgd", "adamw", "lbfgs"] = Field(
-        default="sgd", description="lbfgs: full-batch logistic regression, for linear heads on a frozen trunk"
+    optimizer: Optimizer = Field(
+        default="sgd",
+        description="for linear heads on a frozen trunk also lbfgs (logistic regression to its optimum) and ridge "
+        "(least squares, closed form); none: for heads without training (prototype, knn)",
     )
     epochs: int = Field(
         default=10,
@@ -157,13 +230,14 @@ class Recipe(Model):
         description="passes over the training images; for lbfgs, iterations at most",
     )
     batch_size: int = Field(default=128, ge=1, le=1_000_000, description="images a step")
-    lr: float = Field(default=0.1, gt=0, le=1000, description="peak learning rate")
+    lr: float = Field(default=0.1, gt=0, le=1000, description="peak learning rate; a list is one recipe for each")
     momentum: float = Field(default=0.9, ge=0, lt=1, description="of sgd, with Nesterov's correction")
     weight_decay: float = Field(
         default=5e-4,
         ge=0,
         le=1000,
-        description="pulls kernels and matrices towards 0; vectors (biases, norms' scales) are spared",
+        description="pulls kernels and matrices towards 0; vectors (biases, norms' scales) are spared; the penalty of "
+        "lbfgs and ridge; a list is one recipe for each",
     )
     schedule: Literal["cosine", "constant", "one-cycle"] = Field(
         default="cosine",
@@ -174,9 +248,31 @@ class Recipe(Model):
     augment: Augmentation = Field(
         default="none", description="crop-flip: reflect-pad by 1/8 of the side, random crop, horizontal flip"
     )
+    views: int = Field(
+        default=0,
+        ge=0,
+        le=1000,
+        description="augmented views of each image whose features a frozen trunk caches, in place of running live in "
+        "every epoch (0)",
+    )
     keep: Literal["last", "best"] = Field(
         default="last", description="epoch to keep; best is chosen on validation only"
     )
+    refit: bool = Field(
+        default=False,
+        description="once chosen on validation, train again on training and validation images together",
+    )
+
+    @model_validator(mode="after")
+    def _fitting(self) -> Recipe:
+        if self.views and self.augment == "none":
+            raise ValueError("`views` are augmented views; say how with `augment`, or remove `views`")
+        if self.refit and self.keep == "best":
+            raise ValueError("`refit` leaves no validation images to keep the best epoch by; use `keep: last`")
+        return self
+
+
+NO_RECIPE = "none"  # name of the recipe of heads without training
 
 
 def _short_head(value: object) -> object:
@@ -198,10 +294,22 @@ class Row(Model):
     )
     head: HeadField = Field(default=Head(), description="linear, mlp or rest; or a mapping with `kind`")
     target: Name = Field(description="name of a target")
-    recipe: Names = Field(description="one or several recipes; the best on validation is scored on test")
+    recipe: Choices = Field(
+        default=(),
+        description="one or several recipes; the best on validation is scored on test. None for prototype and knn",
+    )
     seeds: Seeds | None = Field(default=None, description="instead of the study's seeds")
     note: Text = Field(default="", description="shown in the table: what the row is, what was made smaller")
     original: float | None = Field(default=None, ge=0, le=1, description="accuracy the original study reported")
+
+    @model_validator(mode="after")
+    def _learns_by_a_recipe(self) -> Row:
+        untrained = self.head.kind in UNTRAINED
+        if untrained and self.recipe:
+            raise ValueError(f"a {self.head.kind} head is not trained; remove `recipe`")
+        if not untrained and not self.recipe:
+            raise ValueError(f"a {self.head.kind} head is trained; name one recipe or several in `recipe`")
+        return self
 
 
 def _head_list(value: object) -> object:
@@ -227,7 +335,10 @@ class Grid(Model):
         default=(Head(),), description="one head or a list"
     )
     target: Names = Field(description="one target or a list")
-    recipe: Names = Field(description="choices for every combination; the best on validation is scored")
+    recipe: Choices = Field(
+        default=(),
+        description="choices for every combination with a head that learns; the best on validation is scored",
+    )
     seeds: Seeds | None = Field(default=None, description="instead of the study's seeds")
     note: Text = Field(default="", description="shown in the table beside each of the rows")
 

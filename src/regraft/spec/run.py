@@ -23,6 +23,7 @@ class Run(Model):
     recipe_name: str
     recipe: Recipe
     seed: Seed
+    refit: bool = False  # the chosen run once more, on training and validation images together
 
     @property
     def cell(self) -> tuple[str, int]:
@@ -31,4 +32,4 @@ class Run(Model):
 
     @property
     def label(self) -> str:
-        return f"{self.row} [seed {self.seed}, {self.recipe_name}]"
+        return f"{self.row} [seed {self.seed}, {self.recipe_name}{', refit' * self.refit}]"

@@ -13,7 +13,8 @@ from pydantic import Field, ValidationError, field_validator
 
 from regraft.errors import StudyCycle, StudyError, UnknownName, nearest
 from regraft.spec.explain import explain
-from regraft.spec.models import Grid, Model, Recipe, Row, Seeds, Source, Target
+from regraft.spec.models import UNTRAINED, Grid, Model, Recipe, Row, Seeds, Source, Target
+from regraft.spec.sweeps import expand_sweeps
 from regraft.spec.text import Name, Text, shown
 
 MAX_FILE_BYTES = 4_000_000  # a study is written by hand; anything larger is not one
@@ -45,7 +46,7 @@ class Study(Model):
     def __init__(self, /, **data: Any) -> None:
         """Raises StudyError with the path of every wrong field, from Python as from YAML."""
         try:
-            super().__init__(**data)
+            super().__init__(**expand_sweeps(data))
         except ValidationError as error:
             raise explain(error, list(type(self).model_fields)) from None
         rows = self.all_rows()
@@ -143,11 +144,11 @@ def _expand(grid: Grid, where: str) -> Iterator[Row]:
         raise StudyError(f"{where}: {size:,} combinations, more than {MAX_ROWS:,}; split the study")
     cells = itertools.product(grid.source, grid.cut, grid.method, grid.head, grid.target)
     for source, cut, method, head, target in cells:
-        words = {"source": source, "cut": cut or "all", "method": method, "head": head.kind, "target": target}
+        words = {"source": source, "cut": cut or "all", "method": method, "head": head.label, "target": target}
         try:
             row = Row(
                 name=grid.name.format(**words), source=source, cut=cut, method=method, head=head, target=target,
-                recipe=grid.recipe, seeds=grid.seeds, note=grid.note,
+                recipe=() if head.kind in UNTRAINED else grid.recipe, seeds=grid.seeds, note=grid.note,
             )  # fmt: skip
         except ValidationError as error:  # of the name alone: all else was checked in the grid
             raise StudyError(f"{where}.{explain(error, [])}") from None
@@ -187,20 +188,30 @@ def _check_choices(study: Study, row: Row, where: str) -> None:
     target = study.targets[row.target]
     if target.holds_out:
         return
+    refits = [name for name in row.recipe if study.recipes[name].refit]
     best = [name for name in row.recipe if study.recipes[name].keep == "best"]
     if len(row.recipe) > 1:
         choice, way = f"{len(row.recipe)} recipes to choose from", "Give one recipe"
     elif best:
         choice, way = f"{best[0]!r} keeps the best epoch on validation", "Use a recipe with `keep: last`"
+    elif refits:
+        choice, way = f"{refits[0]!r} trains again with the validation images", "Use a recipe without `refit`"
     else:
         return
-    why, other = ("validation: 0", "set validation above 0") if target.validation == 0 else (
-        "per_class: 1, which trains", "raise per_class"
-    )  # fmt: skip
+    why, other = _no_validation(target)
     raise StudyError(
         f"{where}.recipe: {choice}, but target {row.target!r} keeps no images for validation ({why}). "
         f"{way}, or {other}."
     )
+
+
+def _no_validation(target: Target) -> tuple[str, str]:
+    """Why a target keeps no images for validation, and what would help."""
+    if target.episodes is not None:
+        return "few-shot episodes", "give the target a budget"
+    if target.validation == 0:
+        return "validation: 0", "set validation above 0"
+    return "per_class: 1, which trains", "raise per_class"
 
 
 def _check_cycles(study: Study, rows: tuple[Row, ...]) -> None:

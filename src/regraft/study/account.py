@@ -14,6 +14,7 @@ from regraft.study.costs import Costs
 from regraft.study.events import PlanReady, Report, StepDone, StudyDone
 from regraft.study.executors import Outcome
 from regraft.study.features import FeatureTask, feature_tasks
+from regraft.study.heads import together
 from regraft.study.keys import Keys, cacheable
 from regraft.study.plan import Cell
 from regraft.study.results import Results
@@ -73,7 +74,9 @@ class Account:
                 continue
             try:
                 self.bench.parts(members[0])
-                self.bench.test(members[0])
+                test = self.bench.test(members[0])
+                if (asked := members[0].target.episodes) is not None:
+                    test.check_queries(asked.queries)
             except RegraftError as error:
                 self.failed[cell] = str(error)
         todo = [run for run in self.keys.runs if run.cell not in self.failed and not self._known(run)]
@@ -88,13 +91,44 @@ class Account:
         return [self._feature_step(task) for task in feature_tasks(todo, self.bench)]
 
     def fit_steps(self, wave: Sequence[Run]) -> list[Step]:
+        """Trainings on images, one by one."""
         steps = []
         for run in self._able(wave):
+            if cacheable(run):
+                continue
             if self._known(run):
                 self.report(StepDone(f"fit:{run.label}", True, 0.0))
             else:
                 steps.append(Step("fit", run.label, run, (run,), self.costs.fit(run).flops))
         return steps
+
+    def head_steps(self, wave: Sequence[Run]) -> list[Step]:
+        """Heads on cached features, those of a cell together."""
+        steps = []
+        for task in together([run for run in self._able(wave) if cacheable(run)]):
+            new = [run for run in task.runs if not self._known(run)]
+            if new:
+                flops = sum(self.costs.fit(run).flops for run in task.runs)
+                steps.append(Step("fit", task.label, task, tuple(new), flops, fits=len(new)))
+            for run in task.runs:
+                if run not in new:
+                    self.report(StepDone(f"fit:{run.label}", True, 0.0))
+        return steps
+
+    def refits(self, wave: Sequence[Run]) -> list[Run]:
+        """The chosen runs of the wave that are to be trained again with their validation images."""
+        again = []
+        for cell in dict.fromkeys(run.cell for run in wave):
+            if cell in self.failed or not any(run.recipe.refit for run in self.keys.by_cell[cell]):
+                continue
+            try:
+                final = self.keys.final(cell)
+            except RegraftError as error:
+                self.failed[cell] = str(error)
+                continue
+            if final.refit:
+                again.append(final)
+        return again
 
     def score_steps(self) -> list[Step]:
         steps = []
@@ -102,7 +136,7 @@ class Account:
             if cell in self.failed:
                 continue
             try:
-                chosen = self.keys.chosen(cell)
+                chosen = self.keys.final(cell)
                 self.keys.fitted(chosen)
             except RegraftError as error:
                 self.failed[cell] = str(error)
@@ -146,18 +180,12 @@ class Account:
         return able
 
     def _feature_step(self, task: FeatureTask) -> Step:
-        first = task.runs[0]
-        cuts = f"{len(task.runs)} cuts" if len(task.runs) > 1 else f"cut {first.cut or 'penultimate'}"
-        label = f"{first.source_name} on {first.target.data} {task.split}, {cuts} [seed {first.seed}]"
-        return Step("features", label, task, task.users, self.costs.features(task.runs, len(task.positions)).flops)
+        first, (split, view) = task.run, task.place
+        names = [column.name for column in task.columns]
+        cuts = f"{len(names)} cuts" if len(names) > 1 else f"cut {names[0]}"
+        viewed = f", view {view} of {first.recipe.views}" if view else ""
+        label = f"{first.source_name} on {first.target.data} {split}{viewed}, {cuts} [seed {first.seed}]"
+        return Step("features", label, task, task.users, self.costs.features(task.columns, len(task.positions)).flops)
 
     def _feature_flops(self, todo: Sequence[Run]) -> float:
-        groups: dict[Any, list[Run]] = {}
-        for run in filter(cacheable, todo):
-            seed = None if run.source.weights.startswith(("pretrained", "file")) else run.seed
-            groups.setdefault((run.source, run.target.data, seed), []).append(run)
-        total = 0.0
-        for members in groups.values():
-            images = self.costs.union(members) + max(self.costs.test_images(run) for run in members)
-            total += self.costs.features(tuple({run.cut: run for run in members}.values()), images).flops
-        return total
+        return sum(self.costs.features(group.columns, group.images).flops for group in self.costs.passes(todo))

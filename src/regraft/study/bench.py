@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +13,16 @@ from torch import Tensor
 
 from regraft.data import Dataset, Split, TestSplit, load_dataset, split_budget
 from regraft.errors import DataDamaged
+from regraft.learn.episodes import Episodes, draw_episodes
 from regraft.learn.hardware import choose_device, set_threads
 from regraft.networks import CutPoint, NetworkSpec, build, resolve_cut
-from regraft.spec import Run
+from regraft.spec import Run, Target
 from regraft.study.keys import Keys
 from regraft.study.store import Store
+from regraft.study.tables import FeatureTable
+
+T = TypeVar("T")
+OPEN_TABLES = 64  # files, memory-mapped
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,7 @@ class Setting:
     device: str = "auto"
     threads: int | None = None
     offline: bool = False
+    backend: str = "auto"  # of feature extraction
 
 
 @dataclass(frozen=True)
@@ -48,11 +55,15 @@ class Bench:
     def __init__(self, setting: Setting) -> None:
         self.store = Store(setting.store)
         self.offline = setting.offline
+        self.backend = setting.backend
         self.keys = Keys(setting.runs, self.store, offline=setting.offline)
         self.device = choose_device(setting.device)
         self.threads = set_threads(setting.threads)
         self._load = lru_cache(maxsize=4)(self._load_dataset)
         self._select = lru_cache(maxsize=8)(self._select_classes)
+        self._draw = lru_cache(maxsize=8)(self._draw_episodes)
+        self._kept: tuple[str, object] | None = None
+        self._tables: dict[str, FeatureTable] = {}
 
     @property
     def device_name(self) -> str:
@@ -87,8 +98,13 @@ class Bench:
         return test if limit is None else test.limited(limit, seed=0)
 
     def parts(self, run: Run) -> tuple[Part, Part | None]:
-        """Training and validation part. Both come out of the budget, unless a folder has its own validation part."""
+        """Training and validation part. Both come out of the budget, unless a folder has its own validation part.
+
+        The training part of few-shot episodes is all images that any of them learns from; they have no other."""
         data, target = self.dataset(run), run.target
+        if target.episodes is not None:
+            support = np.unique(self.episodes(run).support)
+            return Part("train", data.train_indices[support], data.train.labels[support]), None
         own = data.validation
         train, held = split_budget(
             data.train.labels,
@@ -105,6 +121,23 @@ class Bench:
             return first, None
         return first, Part("train", data.train_indices[held], data.train.labels[held])
 
+    def training(self, run: Run) -> tuple[list[Part], Part | None]:
+        """The parts that the run trains on, and the one that it is watched on: after a refit, both and none."""
+        train, held = self.parts(run)
+        return ([train, held], None) if run.refit and held is not None else ([train], held)
+
+    def episodes(self, run: Run) -> Episodes:
+        """The few-shot episodes of the run's target."""
+        return self._draw(run.target, run.seed, self.dataset(run).digest, self.keys.decoded_size(run))
+
+    def _draw_episodes(self, target: Target, seed: int, digest: str, size: int | None) -> Episodes:
+        data, asked = self._select(target.data, size, target.classes), target.episodes
+        assert asked is not None
+        return draw_episodes(
+            data.train.labels, classes=len(data.classes), ways=asked.ways, shots=asked.shots, count=asked.count,
+            seed=seed,
+        )  # fmt: skip
+
     def images(self, run: Run, split: str) -> NDArray[np.uint8]:
         """Images (n, h, w, c) of a whole split."""
         whole = self.whole(run)
@@ -114,10 +147,27 @@ class Bench:
         assert part is not None
         return part.images
 
-    def point(self, run: Run) -> CutPoint:
-        """The run's cut."""
+    def table(self, group: str) -> FeatureTable:
+        """A table of features as the store has it now; opened once, until it grows. The latest few are kept open."""
+        table = self._tables.pop(group, None)
+        if table is None or table.keys != self.store.linked(group):
+            table = FeatureTable(self.store, group)
+        self._tables[group] = table  # the latest is last
+        while len(self._tables) > OPEN_TABLES:
+            del self._tables[next(iter(self._tables))]
+        return table
+
+    def kept(self, name: str, make: Callable[[], T]) -> T:
+        """What `make` gives, kept until another name is asked for: a trunk serves several tasks, but takes memory."""
+        if self._kept is None or self._kept[0] != name:
+            self._kept = None
+            self._kept = (name, make())
+        return cast(T, self._kept[1])
+
+    def point(self, run: Run, cut: str | None = None) -> CutPoint:
+        """The run's cut, or another of the same network."""
         spec = self.network(run)
-        return resolve_cut(spec.network, run.cut, self.keys.preprocessing(run).image_size, stem=spec.stem)
+        return resolve_cut(spec.network, cut or run.cut, self.keys.preprocessing(run).image_size, stem=spec.stem)
 
     def network(self, run: Run) -> NetworkSpec:
         """The plain network that the run's trunk is cut from."""

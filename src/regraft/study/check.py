@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from regraft.data import DatasetInfo
 from regraft.errors import DataError, StudyError, TooFewImages, UnknownName, WeightsError, nearest
-from regraft.networks import check_within, resolve_cut
+from regraft.networks import check_within, cuts_below, resolve_cut
 from regraft.spec import Run, Target
-from regraft.study.keys import Keys
+from regraft.spec.models import SOLVED, UNTRAINED
+from regraft.study.keys import Keys, cacheable
 
 FALLBACK_SIZE = 224  # to name a network's cuts while its weights, which know their size, are not here
 
@@ -40,14 +41,45 @@ def image_size(run: Run, keys: Keys) -> int:
 
 
 def _check_recipe(run: Run) -> None:
-    if run.recipe.optimizer != "lbfgs":
-        return
-    if run.method != "frozen" or run.head.kind != "linear" or run.recipe.augment != "none":
+    """What head, method, recipe and target can go together."""
+    recipe, head, where = run.recipe, run.head, f"recipes.{run.recipe_name}"
+    if run.method != "frozen" and head.kind in (*UNTRAINED, "head2toe"):
         raise StudyError(
-            f"recipes.{run.recipe_name}.optimizer: lbfgs solves a linear head on a frozen trunk without "
-            f"augmentation; this row is {run.method}, head {run.head.kind}, augment {run.recipe.augment}. "
-            "Use sgd or adamw."
+            f"a {head.kind} head is read off the features of a frozen trunk; this row is {run.method}. "
+            "Set method: frozen, or take a linear head."
         )
+    if recipe.optimizer == "none" and head.kind not in UNTRAINED:
+        raise StudyError(f"{where}.optimizer: none trains nothing, and a {head.kind} head must be trained; use sgd")
+    if recipe.optimizer in SOLVED and (
+        run.method != "frozen" or head.kind not in ("linear", "head2toe") or not cacheable(run)
+    ):
+        raise StudyError(
+            f"{where}.optimizer: {recipe.optimizer} solves a linear head on a frozen trunk, without augmentation or "
+            f"with a number of augmented `views`; this row is {run.method}, head {head.kind}, augment "
+            f"{recipe.augment}, views {recipe.views}. Use sgd or adamw, or set `views`."
+        )
+    if head.kind == "head2toe" and not cacheable(run):
+        raise StudyError(f"{where}: a head2toe head needs cached features; set `views`, or augment: none")
+    if recipe.views and not cacheable(run):
+        raise StudyError(
+            f"{where}.views: features of augmented views are cached for a frozen trunk and a head on pooled features; "
+            f"this row is {run.method}, head {head.kind}. Leave `views` out: it is then augmented in every epoch."
+        )
+    if run.target.episodes is not None:
+        _check_episodes(run)
+
+
+def _check_episodes(run: Run) -> None:
+    """Thousands of heads on a few images each: those that are solved at once, on cached features."""
+    solved = run.head.kind == "linear" and run.recipe.optimizer in SOLVED
+    if run.method != "frozen" or not (solved or run.head.kind == "prototype"):
+        raise StudyError(
+            f"targets.{run.target_name}.episodes: few-shot episodes are answered by prototype heads, or linear heads "
+            f"with optimizer ridge or lbfgs, on a frozen trunk; this row is {run.method}, head {run.head.kind}, "
+            f"optimizer {run.recipe.optimizer}"
+        )
+    if run.recipe.views:
+        raise StudyError(f"recipes.{run.recipe_name}.views: few-shot episodes have no augmented views; leave it out")
 
 
 def _check_images(run: Run, info: DatasetInfo, *, choices: int) -> None:
@@ -63,6 +95,12 @@ def _check_images(run: Run, info: DatasetInfo, *, choices: int) -> None:
                 f"Classes: {some}{', ...' if len(counts) > 12 else ''}."
             )
     used = target.classes or info.classes
+    if target.episodes is not None:
+        _check_draws(target, {name: counts[name] for name in used}, where)
+    if run.head.kind == "knn" and 0 < (most := _most_images(target, [counts[n] for n in used])) < run.head.neighbours:
+        raise TooFewImages(
+            f"head.neighbours: {run.head.neighbours} asked for, but {where} trains on {most} images; take fewer"
+        )
     if target.per_class is not None:
         scarce = min(used, key=lambda name: counts[name])
         if counts[scarce] < target.per_class:
@@ -86,6 +124,29 @@ def _check_images(run: Run, info: DatasetInfo, *, choices: int) -> None:
         )
 
 
+def _check_draws(target: Target, counts: dict[str, int], where: str) -> None:
+    asked = target.episodes
+    assert asked is not None
+    if len(counts) < asked.ways:
+        raise TooFewImages(
+            f"{where}.episodes.ways: {asked.ways} asked for, but there are {len(counts)} classes; take fewer ways"
+        )
+    scarce = min(counts, key=lambda name: counts[name])
+    if counts[scarce] < asked.shots:
+        raise TooFewImages(
+            f"{where}.episodes.shots: {asked.shots} asked for, but class {scarce!r} of {target.data} has "
+            f"{counts[scarce]:,} training images; take fewer, or leave the class out with `classes`"
+        )
+
+
+def _most_images(target: Target, counts: Sequence[int]) -> int:
+    """Training images that the budget has at most."""
+    if target.per_class is not None:
+        counts = [min(target.per_class, count) for count in counts]
+    total = sum(round((target.fraction or 1.0) * count) for count in counts)
+    return total - int(target.validation * total)
+
+
 def _labels_of_largest(target: Target, counts: Sequence[int]) -> int:
     """Labelled images of the class that has most in the budget."""
     share = 1.0 if target.fraction is None else target.fraction
@@ -95,7 +156,10 @@ def _labels_of_largest(target: Target, counts: Sequence[int]) -> int:
 def _check_cut(run: Run, keys: Keys) -> None:
     network, stem = keys.network(run)
     size = image_size(run, keys)
-    resolve_cut(network, run.cut, size, stem=stem)
+    point = resolve_cut(network, run.cut, size, stem=stem)
+    cuts = [point.name] if run.head.kind != "head2toe" else cuts_below(network, point.name, size, stem=stem)
+    for cut in cuts if run.head.kind != "rest" else ():
+        resolve_cut(network, cut, size, stem=stem).width(run.head.pool)  # refused if the map cannot be pooled so
     cell = keys.source_cell(run)
     if cell is not None:
         parent = keys.by_cell[cell][0]

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from regraft.data import DatasetInfo
 from regraft.errors import DataError
-from regraft.networks import CutPoint, resolve_cut
+from regraft.networks import CutPoint, cuts_below, resolve_cut
 from regraft.spec import Run
+from regraft.spec.models import UNTRAINED
 from regraft.study.check import image_size
+from regraft.study.features import Column
 from regraft.study.keys import Keys, cacheable
 
 SMALL = 3e8  # FLOPs that the overhead of any step is worth
 BACKWARD = 3  # a training step is about three forward passes
+USUAL_ITERATIONS = 50  # of a logistic regression
 RECORD_BYTES = 4_000  # of spec, values and record beside the tensors
 
 
@@ -27,6 +31,15 @@ class Cost:
     disk_bytes: float = 0.0
 
 
+@dataclass(frozen=True)
+class Pass:
+    """One network run over the images that `members` need, giving the features of all `columns`."""
+
+    members: tuple[Run, ...]
+    columns: tuple[Column, ...]
+    images: float
+
+
 class Costs:
     """Costs of the steps of one plan, from shapes and counts alone."""
 
@@ -37,35 +50,69 @@ class Costs:
         train, held = self.budget(run)
         epochs = run.recipe.epochs
         if cacheable(run):
-            width = self._point(run, run.cut).features
-            flops = 6.0 * epochs * (train + held) * width * self.classes(run)
-            return Cost(SMALL + flops, 0.0, 4 * width * self.classes(run) + RECORD_BYTES)
+            width = self._width(run)
+            numbers = 0.0 if run.head.kind == "knn" else 4.0 * width * self.classes(run)
+            return Cost(
+                SMALL + self._head_flops(run, train * max(1, run.recipe.views), held), 0.0, numbers + RECORD_BYTES
+            )
         below, whole, parameters = self._flops(run)
         above = max(0.0, whole - below) if run.head.kind == "rest" else 0.0
         once = below * (1 if run.method == "frozen" else BACKWARD) + above * BACKWARD
         flops = epochs * (train * once + held * (below + above))
         return Cost(SMALL + flops, epochs * (train + held), 4 * parameters + RECORD_BYTES)
 
+    def _head_flops(self, run: Run, train: float, held: float) -> float:
+        width, classes = self._width(run), self.classes(run)
+        if run.head.kind in UNTRAINED:
+            return 2.0 * train * width * (held if run.head.kind == "knn" else 1.0)
+        if run.target.episodes is not None:
+            return 50.0 * run.target.episodes.count * width * run.target.episodes.ways
+        if run.recipe.optimizer == "ridge":
+            smaller = min(train, width)
+            return 2.0 * train * width * smaller + 10.0 * smaller**3
+        rounds = min(run.recipe.epochs, USUAL_ITERATIONS) if run.recipe.optimizer == "lbfgs" else run.recipe.epochs
+        return 6.0 * rounds * (train + held) * width * classes
+
     def score(self, run: Run) -> Cost:
         count = self.test_images(run)
         if cacheable(run):
-            return Cost(SMALL, 0.0, 16 * count)
+            episodes = 0.0 if run.target.episodes is None else self._head_flops(run, 0.0, 0.0)
+            return Cost(SMALL + episodes, 0.0, 16 * count)
         below, whole, _ = self._flops(run)
         return Cost(SMALL + count * (whole if run.head.kind == "rest" else below), count, 16 * count)
 
-    def features(self, runs: tuple[Run, ...], images: float) -> Cost:
-        """One pass over `images` images that serves the cuts of all `runs`."""
-        deepest = max(self._flops(run)[0] for run in runs)
-        cuts = {run.cut: self._point(run, run.cut).features for run in runs}
-        return Cost(SMALL + images * deepest, images, 4 * images * sum(cuts.values()))
+    def features(self, columns: Sequence[Column], images: float) -> Cost:
+        """One pass over `images` images that fills all `columns`."""
+        points = [(self._point(column.run, column.cut), column.run.head.pool) for column in columns]
+        deepest = max(point.flops for point, _ in points)
+        return Cost(SMALL + images * deepest, images, 4 * images * sum(point.width(pool) for point, pool in points))
+
+    def passes(self, runs: Iterable[Run]) -> list[Pass]:
+        """How the features that the runs need will be extracted, as far as it can be told before any training."""
+        groups: dict[object, list[Run]] = {}
+        for run in filter(cacheable, runs):
+            root = self.keys.root(run)
+            seed = run.seed if root.source.weights == "random" or run.source.run else None
+            groups.setdefault((self.keys.source_cell(run), run.source, run.target.data, seed), []).append(run)
+        found = []
+        for members in groups.values():
+            columns: dict[str, Column] = {}
+            for run in members:
+                for cut in self._cuts(run):
+                    column = Column(run, cut)
+                    columns.setdefault(column.name, column)
+            views = max(1, *(run.recipe.views for run in members)) if members else 1
+            images = views * self.union(members) + max(self.test_images(run) for run in members)
+            found.append(Pass(tuple(members), tuple(columns.values()), images))
+        return found
 
     def budget(self, run: Run) -> tuple[float, float]:
         """(training images, validation images)."""
         total = float(sum(self._per_class(run)))
-        held = round(total * run.target.validation)
+        held = round(total * run.target.validation) if run.target.episodes is None else 0
         return total - held, held
 
-    def union(self, runs: list[Run]) -> float:
+    def union(self, runs: Sequence[Run]) -> float:
         """Expected number of different training images that the budgets of `runs` draw together."""
         info = self._info(runs[0])
         if not info.classes:
@@ -101,6 +148,9 @@ class Costs:
         info, target = self._info(run), run.target
         counts = dict(zip(info.classes, info.train_counts, strict=True))
         used = target.classes or info.classes
+        if (asked := target.episodes) is not None:
+            drawn = asked.count * asked.shots * asked.ways / max(1, len(used))
+            return [min(float(counts.get(name, 0)), drawn) for name in used]
         if target.per_class is not None:
             return [float(min(target.per_class, counts.get(name, target.per_class))) for name in used]
         return [max(1.0, round(counts.get(name, 0) * (target.fraction or 1.0))) for name in used]
@@ -109,6 +159,18 @@ class Costs:
         """Forward FLOPs of one image (up to the cut, of the whole network), and parameters up to the cut."""
         point, whole = self._point(run, run.cut), self._point(run, None)
         return float(point.flops), float(whole.flops), float(point.parameters)
+
+    def _cuts(self, run: Run) -> list[str]:
+        network, stem = self.keys.network(run)
+        point = self._point(run, run.cut)
+        if run.head.kind != "head2toe":
+            return [point.name]
+        return cuts_below(network, point.name, image_size(run, self.keys), stem=stem)
+
+    def _width(self, run: Run) -> int:
+        """Length of what the head takes."""
+        width = sum(self._point(run, cut).width(run.head.pool) for cut in self._cuts(run))
+        return max(1, round(width * run.head.share)) if run.head.kind == "head2toe" else width
 
     def _point(self, run: Run, at: str | None) -> CutPoint:
         network, stem = self.keys.network(run)

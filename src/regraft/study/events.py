@@ -28,6 +28,7 @@ class StepStarted:
     stage: str  # "weights", "features", "fit", "score"
     label: str
     cost: float
+    fits: int = 1  # trainings that a step of stage "fit" finishes
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ def _attempt(
 ) -> RegraftError | Busy | None:
     """Run one step, here. What goes wrong in it is its result: a study outlives each of its steps."""
     began = time.perf_counter()
-    report(StepStarted(step.id, step.stage, step.label, step.flops))
+    report(StepStarted(step.id, step.stage, step.label, step.flops, step.fits))
     try:
         message = stage(step.item, bench, _advance(step, report), wait_for_others)
     except Busy as busy:

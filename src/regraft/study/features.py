@@ -1,4 +1,4 @@
-"""Tables of cached features: one for each (trunk, cut, data, split), filled shard by shard.
+"""Tables of cached features: one for each (trunk, cut, pooling, data, split, view), filled shard by shard.
 
 A table grows by what is missing. Any later study with the same trunk finds the rows that are there, and a kill
 loses at most the shard under way.
@@ -6,73 +6,102 @@ loses at most the shard under way.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from regraft.errors import ArtifactDamaged, FrozenTrunkMoved
+from regraft.learn.backend_table import absent
+from regraft.learn.backends import Backend, choose_backend
 from regraft.learn.batches import ImageBatches
 from regraft.learn.features import extract
-from regraft.networks import Trunk, body_for_cuts, build, load_body
+from regraft.networks import Trunk, build, build_around, feature_name, load_body, pooled_body
 from regraft.spec import Run
 from regraft.study.bench import Bench
-from regraft.study.keys import cacheable
-from regraft.study.store import Payload, Scratch, Store, key_of
+from regraft.study.keys import Keys, cacheable
+from regraft.study.store import Payload, Scratch, key_of
+from regraft.study.tables import Positions
 
 SHARD = 2048  # images; a few seconds to half a minute of work on a CPU
+SAMPLE = 64  # images on which back ends are compared
 
 Advance = Callable[[float, str], None]
-Positions = NDArray[np.int64]
+Place = tuple[str, int]  # (split, view): 0 the images as they are, 1 and up augmented views
+
+
+@dataclass(frozen=True)
+class Column:
+    """A table that a pass fills: the features at one cut."""
+
+    run: Run  # one of those that need it; says trunk, data, preprocessing and pooling
+    cut: str
+
+    @property
+    def name(self) -> str:
+        """In what the trunk gives."""
+        return feature_name(self.cut, self.run.head.pool)
 
 
 @dataclass(frozen=True, eq=False)
 class FeatureTask:
-    """All cuts of one trunk over the images that any run needs of one split."""
+    """All cuts of one trunk over the images that any run needs of one split, or of one augmented view of it."""
 
-    runs: tuple[Run, ...]  # one for each cut; they share trunk, data and preprocessing
-    split: str
+    columns: tuple[Column, ...]  # they share trunk, data and preprocessing
+    place: Place
     positions: Positions  # (n,) sorted, in the whole split
     users: tuple[Run, ...] = ()  # all runs that need any of it
 
+    @property
+    def run(self) -> Run:
+        return self.columns[0].run
+
 
 def feature_tasks(runs: Sequence[Run], bench: Bench) -> list[FeatureTask]:
-    """What the cacheable runs need, each trunk and split once, less what the store already has."""
-    needed: dict[str, dict[str, tuple[Run, Positions]]] = {}
-    splits: dict[str, str] = {}
+    """What the cacheable runs need, each trunk, split and view once, less what the store already has."""
+    needed: dict[str, dict[str, tuple[Column, Positions]]] = {}
+    places: dict[str, Place] = {}
     users: dict[str, list[Run]] = {}
-    for run in runs:
-        if not cacheable(run):
-            continue
-        wanted: dict[str, list[Positions]] = {"test": [test_positions(run, bench)]}
-        for part in bench.parts(run):
-            if part is not None:
-                wanted.setdefault(part.split, []).append(part.positions)
-        for split, lists in wanted.items():
-            table = key_of({**bench.keys.features(run, split), "cut": "any"})
-            splits[table] = split
-            users.setdefault(table, []).append(run)
-            cuts = needed.setdefault(table, {})
-            at = bench.keys.cut(run)
-            before = cuts[at][1] if at in cuts else np.empty(0, np.int64)
-            cuts[at] = (run, np.unique(np.concatenate([before, *lists])))
+    for run in filter(cacheable, runs):
+        for place, wanted in needed_images(run, bench).items():
+            name = pass_name(run, place, bench.keys)
+            places[name] = place
+            users.setdefault(name, []).append(run)
+            columns = needed.setdefault(name, {})
+            for cut in bench.keys.cuts(run):
+                column = Column(run, cut)
+                before = columns[column.name][1] if column.name in columns else np.empty(0, np.int64)
+                columns[column.name] = (column, np.union1d(before, wanted))
     tasks = []
-    for table, cuts in needed.items():
-        split = splits[table]
-        lacking = {
-            cut: (run, np.setdiff1d(wanted, covered(bench.store, _group(run, bench, split))))
-            for cut, (run, wanted) in cuts.items()
-        }
-        lacking = {cut: pair for cut, pair in lacking.items() if len(pair[1])}
+    for name, columns in needed.items():
+        lacking = [(column, _lacking(column, places[name], wanted, bench)) for column, wanted in columns.values()]
+        lacking = [(column, positions) for column, positions in lacking if len(positions)]
         if lacking:
-            every = np.unique(np.concatenate([wanted for _, wanted in lacking.values()]))
-            lacking_runs = tuple(run for run, _ in lacking.values())
-            tasks.append(FeatureTask(lacking_runs, split, every, tuple(users[table])))
+            every = np.unique(np.concatenate([positions for _, positions in lacking]))
+            tasks.append(FeatureTask(tuple(c for c, _ in lacking), places[name], every, tuple(users[name])))
     return tasks
+
+
+def needed_images(run: Run, bench: Bench) -> dict[Place, Positions]:
+    """Of which images the run's head needs features, by split and view: positions in the whole split."""
+    wanted: dict[Place, list[Positions]] = {("test", 0): [test_positions(run, bench)]}
+    train, held = bench.parts(run)
+    views = training_views(run)
+    for view in views:
+        wanted.setdefault((train.split, view), []).append(train.positions)
+    if held is not None:
+        for view in {0, *(views if run.recipe.refit else ())}:
+            wanted.setdefault((held.split, view), []).append(held.positions)
+    return {place: np.unique(np.concatenate(lists)) for place, lists in wanted.items()}
+
+
+def training_views(run: Run) -> range:
+    """Views of each training image that the head learns from."""
+    return range(1, run.recipe.views + 1) if run.recipe.views else range(1)
 
 
 def test_positions(run: Run, bench: Bench) -> Positions:
@@ -80,119 +109,127 @@ def test_positions(run: Run, bench: Bench) -> Positions:
     return np.asarray(bench.test(run).indices)
 
 
+def pass_name(run: Run, place: Place, keys: Keys) -> str:
+    """What one pass can fill together: the same trunk and images, at whatever cut and pooling."""
+    split, view = place
+    return key_of({**keys.features(run, split, view=view), "cut": "any", "pool": "any"})
+
+
+def table_name(run: Run, place: Place, keys: Keys, cut: str | None = None) -> str:
+    """Name of the table of features at a cut (default: the run's own) in the store."""
+    split, view = place
+    return key_of(keys.features(run, split, cut=cut, view=view))
+
+
 def obtain_features(task: FeatureTask, bench: Bench, advance: Advance, wait: bool) -> str:
     """Extract and store what is missing of the task; every cut in one pass."""
-    first = task.runs[0]
-    table = key_of({**bench.keys.features(first, task.split), "cut": "any"})
-    with bench.store.locked(f"features-{table}", wait=wait):
-        todo = {
-            run: np.setdiff1d(task.positions, covered(bench.store, _group(run, bench, task.split))) for run in task.runs
-        }
+    with bench.store.locked(f"features-{pass_name(task.run, task.place, bench.keys)}", wait=wait):
+        todo = {column: _lacking(column, task.place, task.positions, bench) for column in task.columns}
         every = np.unique(np.concatenate(list(todo.values())))
         if len(every) == 0:
             return "there already"
-        cuts = {run: bench.keys.cut(run) for run in task.runs}
-        trunk = _trunk(first, list(cuts.values()), bench)
+        trunk, backend = bench.kept(_trunk_name(task, bench), lambda: _prepared(task, every, bench))
         before = trunk.state_hash()
         shards = [every[i : i + SHARD] for i in range(0, len(every), SHARD)]
         for i, positions in enumerate(shards):
-            features = _pass(
-                trunk, first, task.split, positions, bench,
+            began = time.perf_counter()
+            features = extract(
+                trunk, _images(task, positions, bench), backend=backend,
                 advance=lambda done, i=i: advance((i + done) / len(shards), ""),  # type: ignore[misc]
             )  # fmt: skip
             if trunk.state_hash() != before:
-                raise FrozenTrunkMoved(f"{first.label}: the trunk changed while its features were extracted")
-            for run, missing in todo.items():
+                raise FrozenTrunkMoved(f"{task.run.label}: the trunk changed while its features were extracted")
+            record = {
+                "backend": backend.name, "probe": backend.record,
+                "seconds": round((time.perf_counter() - began) / len(task.columns), 3),
+            }  # fmt: skip
+            for column, missing in todo.items():
                 own = np.isin(positions, missing)
                 if own.any():
-                    rows = features[cuts[run]][torch.from_numpy(own)]
-                    _store_shard(run, task.split, positions[own], rows, before, bench)
+                    rows = features[column.name][torch.from_numpy(own)]
+                    _store_shard(column, task.place, positions[own], rows, before, record, bench)
             advance((i + 1) / len(shards), f"{min((i + 1) * SHARD, len(every)):,} of {len(every):,} images")
-    return f"{len(every):,} images, {len(task.runs)} cut{'s' * (len(task.runs) > 1)}"
+    cuts = f"{len(task.columns)} cut{'s' * (len(task.columns) > 1)}"
+    return f"{len(every):,} images, {cuts}, {backend.name}"
 
 
-def read_features(run: Run, split: str, positions: Positions, bench: Bench) -> tuple[Tensor, str]:
-    """Features (n, d) in the order of `positions`, and the hash of the trunk that made them.
+def read_features(
+    run: Run, place: Place, positions: Positions, bench: Bench, *, cut: str | None = None
+) -> tuple[Tensor, str, str]:
+    """Features (n, d) in the order of `positions`, the hash of the trunk that made them, and by which back end.
 
-    What is missing or damaged is computed first."""
+    cut: default, the run's own.  What is missing or damaged is computed first."""
+    at = cut or bench.keys.cut(run)
     for _ in range(2):
-        found = _assemble(bench.store, _group(run, bench, split), positions)
+        table = bench.table(table_name(run, place, bench.keys, at))
+        found = table.rows(positions)
         if found is not None:
-            return found
-        task = FeatureTask((run,), split, np.unique(positions))
+            return found, table.trunk, table.backend
+        task = FeatureTask((Column(run, at),), place, np.unique(positions))
         obtain_features(task, bench, lambda done, message: None, True)
     raise ArtifactDamaged(f"{run.label}: features were damaged again right after they were written")
 
 
-def covered(store: Store, group: str) -> Positions:
-    """Positions that a table has, sorted."""
-    shards = [store.get(key) for key in store.linked(group)]
-    lists = [np.asarray(s.values["positions"], dtype=np.int64) for s in shards if s is not None]
-    return np.unique(np.concatenate([np.empty(0, np.int64), *lists]))
+def _lacking(column: Column, place: Place, wanted: Positions, bench: Bench) -> Positions:
+    have = bench.table(table_name(column.run, place, bench.keys, column.cut)).positions
+    return np.setdiff1d(wanted, have)
 
 
-def _group(run: Run, bench: Bench, split: str) -> str:
-    return key_of(bench.keys.features(run, split))
+def _trunk_name(task: FeatureTask, bench: Bench) -> str:
+    """The same for tasks that the same trunk serves, in the same way: training and test images, augmented views."""
+    table = bench.keys.features(task.run, "any")
+    names = [column.name for column in task.columns]
+    return key_of({**{k: table[k] for k in ("stage", "version", "trunk", "network", "stem")}, "columns": names,
+                   "image_size": bench.network(task.run).image_size})  # fmt: skip
 
 
-def _assemble(store: Store, group: str, positions: Positions) -> tuple[Tensor, str] | None:
-    out: Tensor | None = None
-    missing = np.ones(len(positions), dtype=bool)
-    trunk = ""
-    for key in store.linked(group):
-        shard = store.get(key)
-        if shard is None or not missing.any():
-            continue
-        have = np.asarray(shard.values["positions"], dtype=np.int64)
-        use = missing & np.isin(positions, have)
-        if not use.any():
-            continue
-        try:
-            values = shard.tensors()["features"]
-        except ArtifactDamaged as error:
-            store.set_aside(key, str(error))
-            continue
-        if out is None:
-            out = torch.empty(len(positions), values.shape[1])
-        order = np.argsort(have)
-        rows = order[np.searchsorted(have, positions[use], sorter=order)]
-        out[torch.from_numpy(np.flatnonzero(use))] = values[torch.from_numpy(rows)]
-        missing &= ~use
-        trunk = str(shard.values["trunk_sha256"])
-    return None if out is None or missing.any() else (out, trunk)
-
-
-def _trunk(run: Run, cuts: Sequence[str], bench: Bench) -> Trunk:
-    """The frozen trunk of `run`, giving all `cuts`, pooled, in one pass."""
+def _prepared(task: FeatureTask, every: Positions, bench: Bench) -> tuple[Trunk, Backend]:
+    """The frozen trunk of the task, giving the features of all its columns in one pass, and the back end it runs on:
+    that of the table's earlier shards, so that a resumed table is of one piece, else the fastest."""
+    run = task.run
     spec = bench.network(run)
-    network = build(spec.network, stem=spec.stem, seed=run.seed, image_size=spec.image_size)
-    body: nn.Module = body_for_cuts(network, cuts, pooled=True)
-    if (state := bench.source_state(run)) is not None:
+    state = bench.source_state(run)
+    if state is None:
+        network = build(spec.network, stem=spec.stem, seed=run.seed, image_size=spec.image_size)
+    else:
+        network = build_around(state, spec.network, stem=spec.stem, image_size=spec.image_size)
+    body = pooled_body(network, [(column.cut, column.run.head.pool) for column in task.columns])
+    if state is not None:
         load_body(body, state, origin=run.source_name)
     trunk = Trunk(body, frozen=True)
     trunk.to(bench.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return trunk
+    sample = _images(task, every[:SAMPLE], bench).take(torch.arange(min(SAMPLE, len(every))), None)
+    prefer = bench.backend
+    if prefer == "auto":
+        table = bench.table(table_name(run, task.place, bench.keys, task.columns[0].cut))
+        if table.backend and not absent(table.backend, bench.device):
+            prefer = table.backend
+    return trunk, choose_backend(trunk, sample, len(every), prefer=prefer)
 
 
-def _pass(
-    trunk: Trunk, run: Run, split: str, positions: Positions, bench: Bench, *, advance: Callable[[float], None]
-) -> dict[str, Tensor]:
-    images = ImageBatches(
-        bench.images(run, split)[positions],
+def _images(task: FeatureTask, positions: Positions, bench: Bench) -> ImageBatches:
+    split, view = task.place
+    return ImageBatches(
+        bench.images(task.run, split)[positions],
         np.zeros(len(positions), np.int64),  # labels play no part
-        bench.keys.preprocessing(run),
+        bench.keys.preprocessing(task.run),
+        augmentation=task.run.recipe.augment if view else "none",
+        view=(view, positions) if view else None,
         device=bench.device,
     )
-    return extract(trunk, images, advance=advance)
 
 
-def _store_shard(run: Run, split: str, positions: Positions, rows: Tensor, trunk_hash: str, bench: Bench) -> None:
-    table = bench.keys.features(run, split)
+def _store_shard(
+    column: Column, place: Place, positions: Positions, rows: Tensor, trunk_hash: str, record: dict[str, Any],
+    bench: Bench,
+) -> None:  # fmt: skip
+    split, view = place
+    table = bench.keys.features(column.run, split, cut=column.cut, view=view)
     spec: dict[str, Any] = {**table, "positions": positions.tolist()}
     values = {"positions": positions.tolist(), "trunk_sha256": trunk_hash, "width": int(rows.shape[1])}
 
     def payload(_: Scratch) -> Payload:
-        return Payload(values, {"features": rows})
+        return Payload(values, {"features": rows}, record)
 
     artifact = bench.store.cached(spec, payload, device=bench.device_name)
     bench.store.link(key_of(table), artifact.key)

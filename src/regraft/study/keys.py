@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from regraft.data import DatasetInfo, dataset_digest, dataset_info
 from regraft.errors import Diverged, RunError, StudyError, WeightsError
-from regraft.networks import Weights, head_on_pooled, obtain_weights, resolve_cut
-from regraft.spec import Preprocessing, Run, Source
+from regraft.spec import Head, Preprocessing, Recipe, Run, Source
+from regraft.study.known import WeightsFacts, cut_name, cuts_below, weights_facts
 from regraft.study.plan import Cell, cells
 from regraft.study.store import Artifact, Store, key_of
+
+if TYPE_CHECKING:  # torch is imported where weights are read: the keys of a finished study need none
+    from regraft.networks import Weights
 
 Spec = dict[str, Any]
 
 # Raised by hand when a stage's results change on purpose; older artifacts are then no longer found.
-FEATURES_VERSION = 1
-FIT_VERSION = 1
-SCORE_VERSION = 1
+FEATURES_VERSION = 2  # 2: BatchNorm folded into convolutions, pooling kinds, augmented views
+FIT_VERSION = 2  # 2: linear heads of a cell solved together; only the fields that a head and an optimizer read
+SCORE_VERSION = 2  # 2: few-shot episodes
 
 
 class NotTrained(RunError):
@@ -35,7 +38,7 @@ class Keys:
     def __init__(self, runs: Sequence[Run], store: Store, *, offline: bool) -> None:
         self.store, self.offline = store, offline
         self.runs = tuple(runs)
-        self._weights: dict[Source, Weights | WeightsError] = {}
+        self._facts: dict[Source, WeightsFacts | WeightsError] = {}
         self._fit_keys: dict[Run, str] = {}
         self._infos: dict[str, DatasetInfo] = {}
         self._digests: dict[tuple[str, int | None], str] = {}
@@ -62,11 +65,11 @@ class Keys:
         return (row, run.seed) if (row, run.seed) in self.by_cell else of_row[0]
 
     def parent(self, run: Run) -> Run | None:
-        """The chosen run whose network is the source of `run`; None if the source is a network with weights.
+        """The final run whose network is the source of `run`; None if the source is a network with weights.
 
         Raises NotTrained while its recipes are not all trained."""
         cell = self.source_cell(run)
-        return None if cell is None else self.chosen(cell)
+        return None if cell is None else self.final(cell)
 
     def root(self, run: Run) -> Run:
         """The run at the start of the chain of sources: it names the network. Needs no result."""
@@ -86,17 +89,24 @@ class Keys:
         assert source.network is not None
         return source.network, source.stem
 
-    def weights(self, source: Source) -> Weights:
-        """Pretrained weights or those of a file; fetched if need be and not offline. A failure is remembered."""
-        if source not in self._weights:
+    def facts(self, source: Source) -> WeightsFacts:
+        """Of pretrained weights or those of a file; fetched if need be and not offline. A failure is remembered."""
+        if source not in self._facts:
             try:
-                self._weights[source] = obtain_weights(source, offline=self.offline)
+                self._facts[source] = weights_facts(source, offline=self.offline)
             except WeightsError as error:
-                self._weights[source] = error
-        found = self._weights[source]
+                self._facts[source] = error
+        found = self._facts[source]
         if isinstance(found, WeightsError):
             raise found
         return found
+
+    def weights(self, source: Source) -> Weights:
+        """The weights themselves, read when they are needed."""
+        from regraft.networks import obtain_weights
+
+        self.facts(source)
+        return obtain_weights(source, offline=self.offline)
 
     def trunk(self, run: Run) -> Spec:
         """What determines the trunk's weights at the start: a seed, a digest, or the fit it is cut from."""
@@ -106,7 +116,7 @@ class Keys:
             return {"fit": self.fit_key(parent)}
         if bearer.source.weights == "random":
             return {"random": bearer.seed}
-        return {"weights": self.weights(bearer.source).digest}
+        return {"weights": self.facts(bearer.source).digest}
 
     def preprocessing(self, run: Run) -> Preprocessing:
         """The weights' own; for random weights a fixed one, which takes nothing from any data set."""
@@ -120,13 +130,20 @@ class Keys:
                     "sizes and random weights know no size of their own (e.g. image_size: 128)"
                 )
             return Preprocessing(image_size=size, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
-        own = self.weights(root.source).preprocessing
+        own = self.facts(root.source).preprocessing
         return own.model_copy(update={"image_size": size}) if size else own
 
     def cut(self, run: Run) -> str:
         """The cut's full name: `layer4` stands for `layer4.1`, none for everything but the classifier."""
         network, stem = self.network(run)
-        return resolve_cut(network, run.cut, self.preprocessing(run).image_size, stem=stem).name
+        return cut_name(network, run.cut, self.preprocessing(run).image_size, stem)
+
+    def cuts(self, run: Run) -> list[str]:
+        """The cuts whose features the run's head takes: one, or for head2toe all up to the run's own."""
+        if run.head.kind != "head2toe":
+            return [self.cut(run)]
+        network, stem = self.network(run)
+        return list(cuts_below(network, self.cut(run), self.preprocessing(run).image_size, stem))
 
     # --- what is known of the data without reading an image ---------------------------------------------------
 
@@ -150,13 +167,16 @@ class Keys:
 
     # --- specs ----------------------------------------------------------------------------------------------
 
-    def features(self, run: Run, split: str) -> Spec:
-        """Of the table of pooled features at the run's cut; one row an image of the whole split."""
+    def features(self, run: Run, split: str, *, cut: str | None = None, view: int = 0) -> Spec:
+        """Of the table of pooled features at a cut (default: the run's own); one row an image of the whole split.
+
+        view: 0 for the images as they are, else of which augmented view."""
         network, stem = self.network(run)
         return {
             "stage": "features", "version": FEATURES_VERSION, "trunk": self.trunk(run), "network": network,
-            "stem": stem, "cut": self.cut(run), "pool": "average", "data": self.data_digest(run),
+            "stem": stem, "cut": cut or self.cut(run), "pool": run.head.pool, "data": self.data_digest(run),
             "split": split, "preprocessing": self.preprocessing(run).model_dump(mode="json"),
+            "augment": {"kind": run.recipe.augment, "view": view} if view else None,
         }  # fmt: skip
 
     def fit(self, run: Run) -> Spec:
@@ -164,13 +184,15 @@ class Keys:
         target = run.target
         return {
             "stage": "fit", "version": FIT_VERSION, "trunk": self.trunk(run), "network": network, "stem": stem,
-            "cut": self.cut(run), "method": run.method, "head": run.head.model_dump(mode="json"),
+            "cut": self.cut(run), "method": run.method, "head": _read_fields(run.head, HEAD_FIELDS[run.head.kind]),
             "preprocessing": self.preprocessing(run).model_dump(mode="json"),
             "data": {
                 "digest": self.data_digest(run), "classes": target.classes, "per_class": target.per_class,
                 "fraction": None if target.fraction == 1.0 else target.fraction, "validation": target.validation,
+                "episodes": None if target.episodes is None else target.episodes.model_dump(mode="json"),
             },
-            "recipe": run.recipe.model_dump(mode="json"), "seed": run.seed,
+            "recipe": _read_fields(run.recipe, RECIPE_FIELDS[run.recipe.optimizer]), "seed": run.seed,
+            "refit": run.refit,
         }  # fmt: skip
 
     def fit_key(self, run: Run) -> str:
@@ -218,7 +240,32 @@ class Keys:
             raise Diverged(f"all {len(candidates)} recipes diverged; the last: {reason}")
         return max(merits, key=merits.__getitem__)
 
+    def final(self, cell: Cell) -> Run:
+        """The run that is scored for the cell: the chosen one, refitted if its recipe says so. Errors as `chosen`."""
+        chosen = self.chosen(cell)
+        return chosen.model_copy(update={"refit": True}) if chosen.recipe.refit else chosen
+
+
+POOLED = ("kind", "pool")
+HEAD_FIELDS = {
+    "linear": POOLED, "mlp": (*POOLED, "hidden", "dropout"), "rest": ("kind",), "prototype": POOLED,
+    "knn": (*POOLED, "neighbours"), "head2toe": (*POOLED, "share", "lasso"),
+}  # fmt: skip
+STEPPED = tuple(name for name in Recipe.model_fields if name != "refit")
+RECIPE_FIELDS = {
+    "sgd": STEPPED, "adamw": tuple(name for name in STEPPED if name != "momentum"),
+    "lbfgs": ("optimizer", "epochs", "weight_decay", "augment", "views"),
+    "ridge": ("optimizer", "weight_decay", "augment", "views"), "none": ("optimizer",),
+}  # fmt: skip
+
+
+def _read_fields(part: Head | Recipe, names: Sequence[str]) -> Spec:
+    """What of a head or recipe determines a result: the others are never read, and change no key."""
+    return part.model_dump(mode="json", include=set(names))
+
 
 def cacheable(run: Run) -> bool:
-    """Whether the head can be trained on cached features: nothing random happens before or in a frozen trunk."""
-    return run.method == "frozen" and head_on_pooled(run.head) and run.recipe.augment == "none"
+    """Whether the head can be trained on cached features: nothing random happens before or in a frozen trunk, or
+    only a number of augmented views."""
+    still = run.recipe.augment == "none" or run.recipe.views > 0
+    return run.method == "frozen" and run.head.pools and still

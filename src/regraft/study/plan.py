@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from regraft.errors import StudyError
-from regraft.spec import Row, Run, Study
+from regraft.spec import Recipe, Row, Run, Study
+from regraft.spec.models import NO_RECIPE
 
 Cell = tuple[str, int]  # (row name, seed)
 
@@ -24,12 +25,12 @@ def plan(study: Study) -> list[Run]:
             target_name=row.target,
             target=study.targets[row.target],
             recipe_name=recipe,
-            recipe=study.recipes[recipe],
+            recipe=study.recipes[recipe] if row.recipe else Recipe(optimizer="none"),
             seed=seed,
         )
         for row in rows.values()
         for seed in row.seeds or study.seeds
-        for recipe in row.recipe
+        for recipe in row.recipe or (NO_RECIPE,)
     ]
     _check_source_seeds(study, rows)
     return [run for wave in waves(runs) for run in wave]
@@ -71,12 +72,24 @@ def _check_source_seeds(study: Study, rows: dict[str, Row]) -> None:
                 f"row {row.name!r}: seeds {sorted(want - have)} have no source: row {parent!r} runs with seeds "
                 f"{sorted(have)}. Give both rows the same seeds, or the source row a single one."
             )
+        if study.targets[rows[parent].target].episodes is not None:
+            raise StudyError(
+                f"row {row.name!r}: its source {parent!r} answers few-shot episodes and trains no network; "
+                "name a row with a budget of images"
+            )
         chooses = len(row.recipe) > 1 or any(study.recipes[name].keep == "best" for name in row.recipe)
         if chooses and want - have and _share_images(study, row, rows[parent]):
             raise StudyError(
                 f"row {row.name!r}: its source {parent!r} was trained with seed {sorted(have)[0]} on images of the "
                 f"same data set, among them validation images of seeds {sorted(want - have)}, by which a recipe "
                 "or epoch is to be chosen here. Give both rows the same seeds, or this row one recipe, `keep: last`."
+            )
+        refits = any(study.recipes[name].refit for name in rows[parent].recipe)
+        if chooses and refits and _share_images(study, row, rows[parent]):
+            raise StudyError(
+                f"row {row.name!r}: its source {parent!r} is refitted with its validation images, by which a recipe or "
+                "epoch is to be chosen here. Leave `refit` out of the source's recipe, or give this row one recipe, "
+                "`keep: last`."
             )
 
 

@@ -9,10 +9,11 @@ from regraft.errors import DataError, RunError, WeightsError
 from regraft.spec import Run, Study
 from regraft.study.check import check
 from regraft.study.costs import Cost, Costs, measure_flops_per_second
-from regraft.study.features import covered
-from regraft.study.keys import Keys, cacheable
+from regraft.study.features import Column, table_name, training_views
+from regraft.study.keys import Keys
 from regraft.study.plan import plan
-from regraft.study.store import Store, key_of
+from regraft.study.store import Store
+from regraft.study.tables import FeatureTable
 
 EFFICIENCY = 0.5  # of a bare convolution's speed that whole networks reach
 
@@ -72,7 +73,7 @@ def estimate(study: Study, store: Store, *, offline: bool = True, device: str = 
     firsts = {run.cell: run for run in runs}
     scores = _steps(
         "score", list(firsts.values()), keys,
-        lambda r: store.has(key_of(keys.score(keys.chosen(r.cell)))), costs.score,
+        lambda r: store.has(keys.score_key(keys.final(r.cell))), costs.score,
     )  # fmt: skip
     steps = [features, fits, scores]
     flops = sum(step.left.flops for step in steps)
@@ -111,34 +112,30 @@ def _steps(stage: str, runs: list[Run], keys: Keys, there, cost) -> Steps:  # ty
 
 
 def _features(runs: list[Run], keys: Keys, costs: Costs) -> tuple[Steps, float]:
-    """Feature tables, grouped by what one pass serves; also the images if every run extracted its own."""
-    groups: dict[object, list[Run]] = {}
-    for run in filter(cacheable, runs):
-        root = keys.root(run)
-        seed = run.seed if root.source.weights == "random" or run.source.run else None
-        groups.setdefault((keys.source_cell(run), run.source, run.target.data, seed), []).append(run)
+    """Feature tables, by passes; also the images if every run extracted its own."""
     total, left, cached, unshared = [], [], 0, 0.0
     known = True
-    for members in groups.values():
-        per_cut = {run.cut: run for run in members}
-        images = costs.union(members) + max(costs.test_images(run) for run in members)
-        cost = costs.features(tuple(per_cut.values()), images)
+    passes = costs.passes(runs)
+    for group in passes:
+        cost = costs.features(group.columns, group.images)
         total.append(cost)
-        unshared += sum(sum(costs.budget(run)) + costs.test_images(run) for run in members)
+        unshared += sum(sum(costs.budget(run)) + costs.test_images(run) for run in group.members)
         try:
-            share = min(_covered(run, keys) for run in per_cut.values()) / max(1.0, images)
+            share = min(_covered(column, keys) for column in group.columns) / max(1.0, group.images)
         except RunError:
             share = 0.0
         except (DataError, WeightsError):
             share, known = 0.0, False
         cached += share >= 0.999
         left.append(_scaled(cost, max(0.0, 1.0 - share) if share < 0.999 else 0.0))
-    return Steps("features", len(groups), cached if known else None, _sum(total), _sum(left)), unshared
+    return Steps("features", len(passes), cached if known else None, _sum(total), _sum(left)), unshared
 
 
-def _covered(run: Run, keys: Keys) -> int:
-    tables = [key_of(keys.features(run, split)) for split in ("train", "test")]
-    return sum(len(covered(keys.store, table)) for table in tables)
+def _covered(column: Column, keys: Keys) -> int:
+    """Images whose features the store has: each augmented view of an image counts."""
+    places = [("test", 0), *(("train", view) for view in {0, *training_views(column.run)})]
+    tables = [table_name(column.run, place, keys, column.cut) for place in places]
+    return sum(len(FeatureTable(keys.store, table).positions) for table in tables)
 
 
 def _absent(runs: Iterable[Run], keys: Keys) -> list[str]:

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from regraft.errors import Diverged, RegraftError, StoreError
 from regraft.spec import Run, Study
+from regraft.study.features import table_name, training_views
 from regraft.study.keys import Keys, NotTrained, cacheable
 from regraft.study.locks import Busy, held
 from regraft.study.plan import Cell, plan
-from regraft.study.store import Store, key_of
+from regraft.study.store import Store
 
 LEFTOVER_SECONDS = 24 * 3600.0  # younger temporary files may belong to a process at work
 ABANDONED_SECONDS = 30 * LEFTOVER_SECONDS  # an interrupted training that nobody has gone on with for that long
@@ -71,10 +72,12 @@ def _kept(study: Study, store: Store) -> set[str]:
 
 
 def _needed_by(run: Run, keys: Keys) -> set[str]:
-    found = {keys.fit_key(run), keys.score_key(run)}
+    runs = [run, run.model_copy(update={"refit": True})] if run.recipe.refit else [run]
+    found = {key for each in runs for key in (keys.fit_key(each), keys.score_key(each))}
     if cacheable(run):
-        for split in ("train", "validation", "test"):
-            found.update(keys.store.linked(key_of(keys.features(run, split))))
+        for place in itertools.product(("train", "validation", "test"), {0, *training_views(run)}):
+            for cut in keys.cuts(run):
+                found.update(keys.store.linked(table_name(run, place, keys, cut)))
     return found
 
 

@@ -17,6 +17,7 @@ from regraft.study.html import html_table
 
 if TYPE_CHECKING:
     from regraft.study.keys import Keys
+    from regraft.study.store import Store
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Cell:
     recipe: str
     note: str
     original: float | None  # accuracy the original study reported for this row
+    episodes: int | None  # few-shot episodes that `accuracy` is the mean over; None: one training, all test images
+    episode_deviation: float | None  # standard deviation of the accuracy between them
     key: str  # of the fit in the store
     # Not in results.csv: differs from machine to machine, or is too large
     cost: dict[str, Any] = field(default_factory=dict)  # seconds, device, threads, versions, ...
@@ -84,7 +87,7 @@ class Results:
         rows = {row.name: (i, row) for i, row in enumerate(study.all_rows())}
         for cell in sorted(keys.by_cell, key=lambda c: (rows[c[0]][0], c[1])):
             try:
-                found.append(_read_cell(keys, keys.chosen(cell), rows[cell[0]][1]))
+                found.append(_read_cell(keys, keys.final(cell), rows[cell[0]][1]))
             except RegraftError as error:
                 missing.append(Missing(*cell, reasons.get(cell, _why(error, cell[0]))))
         return cls(study, found, missing, len(found))
@@ -117,12 +120,29 @@ class Results:
     def from_json(cls, path: str | Path) -> Results:
         """What `to_json` wrote."""
         content = json.loads(Path(path).read_text("utf-8"))
-        cells = [Cell(**{**c, "class_names": tuple(c["class_names"])}) for c in content["cells"]]
+        before_episodes = {"episodes": None, "episode_deviation": None}  # in files of version 0.1
+        cells = [Cell(**{**before_episodes, **c, "class_names": tuple(c["class_names"])}) for c in content["cells"]]
         missing = [Missing(**m) for m in content["missing"]]
         return cls(Study.from_dict(content["study"]), cells, missing, content["scores_taken"])
 
     def _repr_html_(self) -> str:
         return html_table(self)
+
+
+def read_results(
+    study: Study,
+    store: Store | None = None,
+    *,
+    keys: Keys | None = None,
+    reasons: Mapping[tuple[str, int], str] | None = None,
+) -> Results:
+    """What the store has of `study`, without computing anything."""
+    from regraft.study.keys import Keys
+    from regraft.study.plan import plan
+    from regraft.study.store import default_store
+
+    keys = keys or Keys(plan(study), store or default_store(), offline=True)
+    return Results.read(study, keys, reasons or {})
 
 
 def _why(error: RegraftError, row: str) -> str:
@@ -140,16 +160,20 @@ def _read_cell(keys: Keys, run: Run, row: Row) -> Cell:
         raise RegraftError("trained, but not scored yet")
     network, stem = keys.network(run)
     values, classes = fitted.values, len(scored.values["class_names"])
+    # A refit has no validation images left: it is judged by the run that it repeats.
+    judged = keys.fitted(run.model_copy(update={"refit": False})).values if run.refit else values
+    episodes = scored.values.get("episodes") or {"count": None, "ways": classes, "deviation": None}
     return Cell(
         row=run.row, seed=run.seed, accuracy=scored.values["accuracy"], test_images=scored.values["test_images"],
-        chance=1.0 / classes, validation_accuracy=values["validation_accuracy"],
+        chance=1.0 / episodes["ways"], validation_accuracy=judged["validation_accuracy"],
         train_accuracy=values["train_accuracy"], source=run.source_name,
         network=network if stem == "imagenet" else f"{network} ({stem} stem)",
         weights=run.source.run or run.source.weights.split(":")[0], cut=fitted.spec["cut"], method=run.method,
-        head=run.head.kind, target=run.target_name, data=run.target.data, budget=run.target.budget,
-        train_images=values["train_images"], validation_images=values["validation_images"], classes=classes,
+        head=run.head.label, target=run.target_name, data=run.target.data, budget=run.target.budget,
+        train_images=values["train_images"], validation_images=judged["validation_images"], classes=classes,
         image_size=fitted.spec["preprocessing"]["image_size"], recipe=run.recipe_name, note=row.note,
-        original=row.original, key=fitted.key, cost={**fitted.record, "score": scored.record},
+        original=row.original, episodes=episodes["count"], episode_deviation=episodes["deviation"],
+        key=fitted.key, cost={**fitted.record, "score": scored.record},
         curve=values["curve"], confusion=scored.values["confusion"],
         class_names=tuple(scored.values["class_names"]), depth=values.get("depth"),
     )  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from regraft.learn.backends import check_backend
+from regraft.learn.hardware import choose_device
 from regraft.spec import Study
 from regraft.study.account import Account
 from regraft.study.bench import Setting
@@ -9,9 +11,10 @@ from regraft.study.check import check
 from regraft.study.events import Report, silent
 from regraft.study.executors import SERIAL, Processes, Serial
 from regraft.study.features import obtain_features
+from regraft.study.heads import obtain_heads
 from regraft.study.keys import Keys
 from regraft.study.plan import plan, waves
-from regraft.study.results import Results
+from regraft.study.results import Results, read_results
 from regraft.study.stages import obtain_data, obtain_fit, obtain_score, obtain_weights
 from regraft.study.store import Store, default_store
 
@@ -25,18 +28,21 @@ def run_study(
     device: str = "auto",
     threads: int | None = None,
     offline: bool = False,
+    backend: str = "auto",
 ) -> Results:
     """Compute every run of `study` that `store` lacks; return them all.
 
     Stop and start it as often as you like, and as many processes at once as you like. Rows whose data or weights
     cannot be had, or whose training fails, are missing from the result with the reason; the others are computed.
+    backend: of feature extraction; "auto" is the fastest that agrees with plain PyTorch (`learn.backends.BACKENDS`).
     Raises StudyError before anything is started if the study is wrong."""
     store = store or default_store()
     runs = plan(study)  # pure; no image read yet
     keys = Keys(runs, store, offline=offline)
     here = Keys(runs, store, offline=True)  # nothing is fetched before the display is up
     check(runs, here)
-    setting = Setting(str(store.root), tuple(runs), device, threads or executor.threads(), offline)
+    check_backend(backend, choose_device(device))
+    setting = Setting(str(store.root), tuple(runs), device, threads or executor.threads(), offline, backend)
     account = Account(study, keys, setting, report)
     if (finished := read_results(study, store, keys=here)).missing:
         with executor.started(setting, report) as run_all:
@@ -45,21 +51,13 @@ def run_study(
             account.begin()
             for wave in waves(runs):  # a source run comes before the runs that cut it
                 account.settle(run_all(obtain_features, account.feature_steps(wave)))
-                account.settle(run_all(obtain_fit, account.fit_steps(wave)))
+                account.settle(run_all(obtain_heads, account.head_steps(wave)))  # on features, a cell's together
+                account.settle(run_all(obtain_fit, account.fit_steps(wave)))  # on images
+                refits = account.refits(wave)  # chosen on validation, then trained with the validation images too
+                account.settle(run_all(obtain_heads, account.head_steps(refits)))
+                account.settle(run_all(obtain_fit, account.fit_steps(refits)))
             # The best recipe of each cell on validation is scored: the only step that meets test labels.
             account.settle(run_all(obtain_score, account.score_steps()))
         finished = read_results(study, store, keys=keys, reasons=account.failed)
     account.end(finished)
     return finished
-
-
-def read_results(
-    study: Study,
-    store: Store | None = None,
-    *,
-    keys: Keys | None = None,
-    reasons: dict[tuple[str, int], str] | None = None,
-) -> Results:
-    """What the store has of `study`, without computing anything."""
-    keys = keys or Keys(plan(study), store or default_store(), offline=True)
-    return Results.read(study, keys, reasons or {})

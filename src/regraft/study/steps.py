@@ -17,6 +17,7 @@ class Step:
     item: Any
     runs: tuple[Run, ...]
     flops: float
+    fits: int = 1  # trainings that a step of stage "fit" finishes
 
     @property
     def id(self) -> str:

@@ -47,10 +47,11 @@ def key_of(spec: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Payload:
-    """What a stage computed: small values (JSON) and tensors."""
+    """What a stage computed: small values (JSON) and tensors; `record` is what did not determine them (JSON)."""
 
     values: dict[str, Any]
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    record: dict[str, Any] = field(default_factory=dict)  # `seconds` in it stands for the time measured here
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,8 @@ class Store:
             start = time.perf_counter()
             payload = compute(scratch)
             seconds = time.perf_counter() - start + scratch.seconds_before
-            artifact = self._write(key, spec, payload, provenance(device=device, seconds=seconds))
+            record = {**provenance(device=device, seconds=seconds), **payload.record}
+            artifact = self._write(key, spec, payload, record)
             scratch.clear()
             return artifact
 
