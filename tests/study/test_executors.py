@@ -66,8 +66,8 @@ def steps(folder: Path, *kinds: str) -> list[Step]:
     return [Step("fit", kind, Task(kind, folder), (), 1.0) for kind in kinds]
 
 
-def setting(folder: Path, device: str = "cpu") -> Setting:
-    return Setting(str(folder / "store"), (), device, 1)
+def bench(folder: Path, device: str = "cpu") -> Bench:
+    return Bench(Setting(str(folder / "store"), (), device, 1))
 
 
 def errors(outcomes: list[Outcome]) -> dict[str, str | None]:
@@ -82,7 +82,7 @@ KINDS = ("fine 1", "refused", "unlucky", "diverged", "fatal", "fine 2", "starved
 def survived(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     """Two workers, one of them killed once by one step and as often as it is tried by another; then a later stage."""
     folder, events = tmp_path_factory.mktemp("processes"), list[Event]()
-    with Processes(2).started(setting(folder), events.append) as run_all:
+    with Processes(2).started(bench(folder), events.append) as run_all:
         first = run_all(work, steps(folder, *KINDS))
         second = run_all(work, steps(folder, "fine 4"))
     return first, second, events, folder
@@ -119,7 +119,7 @@ def test_failures_and_progress_of_workers_are_reported(survived: Ran) -> None:
 
 def test_processes_and_serial_give_the_same_reasons(survived: Ran, tmp_path: Path) -> None:
     kinds = ("fine 1", "refused", "diverged", "starved", "busy", "fine 2")
-    with Serial().started(setting(tmp_path), lambda event: None) as run_all:
+    with Serial().started(bench(tmp_path), lambda event: None) as run_all:
         serial = run_all(work, steps(tmp_path, *kinds))
     several = errors(survived[0])
     assert errors(serial) == {kind: several[kind] for kind in kinds}
@@ -127,7 +127,7 @@ def test_processes_and_serial_give_the_same_reasons(survived: Ran, tmp_path: Pat
 
 
 def test_any_error_of_a_step_is_its_result(tmp_path: Path) -> None:
-    with Serial().started(setting(tmp_path), lambda event: None) as run_all:
+    with Serial().started(bench(tmp_path), lambda event: None) as run_all:
         refused, starved, diverged = (o.error for o in run_all(work, steps(tmp_path, "refused", "starved", "diverged")))
     assert type(refused) is RunError
     assert str(refused).startswith("ValueError: Expected more than 1 value per channel")
@@ -139,14 +139,14 @@ def test_any_error_of_a_step_is_its_result(tmp_path: Path) -> None:
 def test_ctrl_c_is_no_error_of_a_step(tmp_path: Path) -> None:
     with (
         pytest.raises(KeyboardInterrupt),
-        Serial().started(setting(tmp_path), lambda event: None) as run_all,
+        Serial().started(bench(tmp_path), lambda event: None) as run_all,
     ):
         run_all(work, steps(tmp_path, "interrupted"))
 
 
 def test_an_unforeseen_error_is_raised_for_debugging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REGRAFT_DEBUG", "1")
-    with Serial().started(setting(tmp_path), lambda event: None) as run_all:
+    with Serial().started(bench(tmp_path), lambda event: None) as run_all:
         assert errors(run_all(work, steps(tmp_path, "diverged")))["diverged"] == "Diverged: the loss became inf"
         with pytest.raises(ValueError, match="more than 1 value"):
             run_all(work, steps(tmp_path, "refused"))
@@ -156,7 +156,7 @@ def test_an_unforeseen_error_is_raised_for_debugging(tmp_path: Path, monkeypatch
 def test_a_device_that_is_not_there_is_refused_before_any_worker_starts(tmp_path: Path) -> None:
     with (
         pytest.raises(StudyError, match="'cuda' is not usable"),
-        Processes(2).started(setting(tmp_path, "cuda"), lambda event: None),
+        Processes(2).started(bench(tmp_path, "cuda"), lambda event: None),
     ):
         pass
 
@@ -168,7 +168,7 @@ def test_an_error_of_the_display_ends_the_study_and_stalls_nothing(tmp_path: Pat
 
     with (
         pytest.raises(BrokenPipeError, match="the terminal is gone"),
-        Processes(1).started(setting(tmp_path), closed) as run_all,
+        Processes(1).started(bench(tmp_path), closed) as run_all,
     ):
         run_all(work, steps(tmp_path, "fine 1", "fine 2"))
 
@@ -176,9 +176,9 @@ def test_an_error_of_the_display_ends_the_study_and_stalls_nothing(tmp_path: Pat
 PARENT = """
 import sys
 from pathlib import Path
-from tests.study.test_executors import Processes, hold, setting, steps
+from tests.study.test_executors import Processes, bench, hold, steps
 folder = Path(sys.argv[1])
-with Processes(1).started(setting(folder), lambda event: None) as run_all:
+with Processes(1).started(bench(folder), lambda event: None) as run_all:
     run_all(hold, steps(folder, "lock"))
 """
 

@@ -15,7 +15,7 @@ from regraft.data.splits import Dataset, Split, TestSplit
 from regraft.errors import DataDamaged
 
 VERSION = 1  # of the layout
-MAP_BEYOND_BYTES = 256 * 2**20  # larger image arrays are memory-mapped
+MAP_BEYOND_BYTES = 32 * 2**20  # larger image arrays are memory-mapped: most studies need a part of them
 BLOCK_IMAGES = 4096
 
 

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize, one_hot
 
+from regraft.errors import Diverged
+
 COLUMNS = 2048  # features that are standardised at a time: no second copy of all of them
 FIRST_FEATURES = 256  # in the first restricted problem
 CHECK_EVERY = 10  # steps between looks at the stopping rule
@@ -43,7 +45,8 @@ def relevance(
     found = group_lasso(
         features, labels, classes=classes, lasso=lasso, max_iterations=max_iterations, tolerance=tolerance
     )
-    return found.weight.norm(dim=1)
+    scores: Tensor = found.weight.norm(dim=1)
+    return scores
 
 
 def group_lasso(
@@ -55,16 +58,18 @@ def group_lasso(
     At the minimum the gradient is -lasso * (direction of the weights) for a feature with weights, and at most lasso
     long for one without. Stops when this holds within `tolerance` times the longest gradient at zero weights, or after
     max_iterations steps. Without a penalty and with fewer images than features there is no minimum; the search then
-    ends where the gradient is that small.
+    ends where the gradient is that small.  Raises Diverged on features that are not finite.
 
     Most weights are 0, so problems restricted to a growing set of features are solved (working sets, as in Massias,
     Gramfort & Salmon 2018, arXiv:1802.07481), each by accelerated proximal gradient steps."""
     problem = _Problem(features, labels, classes, lasso)
-    weight = torch.zeros(features.shape[1], classes, device=features.device)
+    weight = torch.zeros(features.shape[1], classes, device=features.device, dtype=features.dtype)
     bias = problem.targets.mean(0).clamp_min(1e-6).log()  # the best one for zero weights
     used = torch.zeros(len(weight), dtype=torch.bool, device=features.device)
     logits = bias.expand(len(labels), classes)
     unit = float(problem.gradient(problem.residuals(logits)).norm(dim=1).max())
+    if not math.isfinite(unit):
+        raise Diverged("features hold NaN or infinity: the source's weights are broken")
     iterations = 0
     while True:
         residuals = problem.residuals(logits)
@@ -77,9 +82,9 @@ def group_lasso(
         # A restricted solution much finer than what is still wrong elsewhere would be wasted.
         goal = max(tolerance / 2, 0.1 * float(outside.max()) / unit)
         x = problem.standardised(used.nonzero()[:, 0])
-        weight[used], bias, logits, steps = problem.descend(
-            x, weight[used], bias, goal=goal * unit, most=max_iterations - iterations
-        )
+        start = _Point(weight[used], bias, logits)
+        found, steps = problem.descend(x, start, goal=goal * unit, most=max_iterations - iterations)
+        weight[used], bias, logits = found.weight, found.bias, found.logits
         iterations += steps
 
 
@@ -126,76 +131,93 @@ class _Problem:
 
     def gradient(self, residuals: Tensor) -> Tensor:
         """Gradient of the loss in all weights, (d, classes)."""
-        delta = residuals.to(self.features.device, self.features.dtype)
-        d = len(self.mean)
-        return torch.cat([_product(self.standardised(slice(i, i + COLUMNS)), delta) for i in range(0, d, COLUMNS)])
+        starts = range(0, len(self.mean), COLUMNS)
+        return torch.cat([_product(self.standardised(slice(i, i + COLUMNS)), residuals) for i in starts])
 
-    def bregman(self, logits: Tensor, origin: Tensor, residuals: Tensor) -> float:
-        """loss(logits) - loss(origin) - <gradient at origin, logits - origin>, without cancellation."""
-        change = logits - origin
+    def descend(self, x: Tensor, start: _Point, *, goal: float, most: int) -> tuple[_Point, int]:
+        """From `start` on, for features x: (n, s) alone, until no condition is violated by more than `goal`.
+
+        Returns the solution and the number of steps. FISTA (Beck & Teboulle 2009) with momentum dropped where it points
+        uphill (O'Donoghue & Candes 2015, arXiv:1204.3982)."""
+        here = ahead = start  # momentum carries the search ahead
+        inertia, curvature = 1.0, 1.0
+        for step in range(1, most + 1):
+            new, curvature = self._step(x, ahead, 0.9 * curvature)
+            if ahead.minus(new).dot(new.minus(here)) > 0:
+                inertia = 1.0
+            following = (1 + math.sqrt(1 + 4 * inertia * inertia)) / 2
+            ahead = new.plus((inertia - 1) / following, new.minus(here))
+            here, inertia = new, following
+            if step % CHECK_EVERY == 0 and self._violation(x, here) <= goal:
+                break
+        return here, step
+
+    def _step(self, x: Tensor, origin: _Point, curvature: float) -> tuple[_Point, float]:
+        """A proximal gradient step, no longer than the loss's curvature allows, and that curvature.
+
+        It is searched upwards from the one given: along the few directions in which a sparse solution moves, the loss
+        is curved hundreds of times less than its bound says."""
+        bound = 0.5 * (x.shape[1] + 1)  # x has unit variances, softmax a Hessian of at most 1/2
+        residuals = self.residuals(origin.logits)
+        gradient, of_bias = _product(x, residuals), residuals.sum(0)
+        while True:
+            weight = _shrunk(origin.weight - gradient / curvature, self.lasso / curvature)
+            bias = origin.bias - of_bias / curvature
+            new = _Point(weight, bias, _logits(x, weight, bias))
+            moved = new.minus(origin)
+            if curvature >= bound or self._bregman(new, origin, residuals) <= 0.5 * curvature * moved.dot(moved):
+                return new, curvature
+            curvature *= 2
+
+    def _bregman(self, new: _Point, origin: _Point, residuals: Tensor) -> float:
+        """loss(new) - loss(origin) - <gradient at origin, new - origin>; in logits, so that little cancels."""
+        change = new.logits - origin.logits
         return float(
-            (logits.logsumexp(1) - origin.logsumexp(1)).mean()
+            (new.logits.logsumexp(1) - origin.logits.logsumexp(1)).mean()
             - (self.targets * change).sum() / len(change)
             - (residuals * change).sum()
         )
 
-    def descend(
-        self, x: Tensor, weight: Tensor, bias: Tensor, *, goal: float, most: int
-    ) -> tuple[Tensor, Tensor, Tensor, int]:
-        """Weights (s, classes), bias, logits and number of steps, from `weight` and `bias` on, for x: (n, s) alone.
-
-        FISTA (Beck & Teboulle 2009) with momentum dropped where it points uphill (O'Donoghue & Candes 2015,
-        arXiv:1204.3982). The step length is searched at every step, in both directions: along the few directions in
-        which a sparse solution moves, the loss is curved hundreds of times less than its bound says."""
-        at, at_bias, at_logits = weight, bias, self.logits(x, weight, bias)  # where momentum has carried the search
-        logits = at_logits
-        curvature, steepest = 1.0, 0.5 * (x.shape[1] + 1)  # x has unit variances, softmax a Hessian of at most 1/2
-        inertia = 1.0
-        for step in range(1, most + 1):
-            residuals = self.residuals(at_logits)
-            gradient = _product(x, residuals.to(x.device, x.dtype))
-            of_bias = residuals.sum(0)
-            curvature *= 0.9
-            while True:
-                new = _shrunk(at - gradient / curvature, self.lasso / curvature)
-                new_bias = at_bias - of_bias / curvature
-                new_logits = self.logits(x, new, new_bias)
-                moved = float((new - at).square().sum()) + float((new_bias - at_bias).square().sum())
-                if curvature >= steepest or self.bregman(new_logits, at_logits, residuals) <= 0.5 * curvature * moved:
-                    break
-                curvature *= 2
-            uphill = float(((at - new) * (new - weight)).sum()) + float(
-                ((at_bias - new_bias) * (new_bias - bias)).sum()
-            )
-            inertia = 1.0 if uphill > 0 else inertia
-            following = (1 + math.sqrt(1 + 4 * inertia * inertia)) / 2
-            share = (inertia - 1) / following
-            at = new + share * (new - weight)
-            at_bias = new_bias + share * (new_bias - bias)
-            at_logits = new_logits + share * (new_logits - logits)
-            weight, bias, logits, inertia = new, new_bias, new_logits, following
-            if step % CHECK_EVERY == 0 and self.violation(x, weight, logits) <= goal:
-                break
-        return weight, bias, logits, step
-
-    def logits(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return (x @ weight).cpu().double() + bias
-
-    def violation(self, x: Tensor, weight: Tensor, logits: Tensor) -> float:
-        residuals = self.residuals(logits)
-        gradient = _product(x, residuals.to(x.device, x.dtype))
-        return max(float(violations(weight, gradient, self.lasso).max()), float(residuals.sum(0).abs().max()))
+    def _violation(self, x: Tensor, point: _Point) -> float:
+        residuals = self.residuals(point.logits)
+        wrong = violations(point.weight, _product(x, residuals), self.lasso)
+        return max(float(wrong.max()), float(residuals.sum(0).abs().max()))
 
 
-def _product(x: Tensor, delta: Tensor) -> Tensor:
-    """x.T @ delta (s, classes); in this order 4 times as fast on a CPU, for many images and few classes."""
-    return (delta.T @ x).T
+@dataclass(frozen=True)
+class _Point:
+    """Where a search is, or a difference of two such places."""
+
+    weight: Tensor  # (s, classes)
+    bias: Tensor  # (classes,)
+    logits: Tensor  # (n, classes), linear in the other two
+
+    def minus(self, other: _Point) -> _Point:
+        return self.plus(-1.0, other)
+
+    def plus(self, share: float, other: _Point) -> _Point:
+        return _Point(
+            self.weight + share * other.weight, self.bias + share * other.bias, self.logits + share * other.logits
+        )
+
+    def dot(self, other: _Point) -> float:
+        return float((self.weight * other.weight).sum()) + float((self.bias * other.bias).sum())
+
+
+def _logits(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:  # (n, classes)
+    return (x @ weight).cpu().double() + bias
+
+
+def _product(x: Tensor, residuals: Tensor) -> Tensor:
+    """x.T @ residuals (s, classes); in this order 4 times as fast on a CPU, for many images and few classes."""
+    return (residuals.to(x.device, x.dtype).T @ x).T
 
 
 def _shrunk(weight: Tensor, by: float) -> Tensor:
     """Each feature's weights (d, classes) shortened by `by`, down to 0: the penalty's proximal step."""
     length = weight.norm(dim=1, keepdim=True)
-    return weight * (1 - by / length.clamp_min(1e-30)).clamp_min(0)
+    shorter: Tensor = weight * (1 - by / length.clamp_min(1e-30)).clamp_min(0)
+    return shorter
 
 
 def normalise_blocks(blocks: Sequence[Tensor]) -> list[Tensor]:
@@ -229,7 +251,7 @@ class SelectedFeatures(nn.Module):
         self.register_buffer("indices", indices)
 
     def forward(self, features: Tensor) -> Tensor:  # raw, side by side (n, d) -> (n, kept)
-        blocks = normalise_blocks(features.split(self.widths, dim=1))
+        blocks = normalise_blocks(torch.split(features, self.widths, dim=1))
         return torch.cat(blocks, dim=1)[:, self.indices]
 
     def extra_repr(self) -> str:

@@ -248,7 +248,7 @@ def _evaluate(heads: _Heads, features: Tensor, labels: Tensor) -> list[Tensor]:
     """Sums of cross-entropy (heads,) and of right answers (heads,)."""
     losses = torch.zeros(heads.count, device=features.device)
     hits = torch.zeros(heads.count, device=features.device)
-    for x, y in zip(features.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True):
+    for x, y in zip(torch.split(features, EVALUATION_BATCH), torch.split(labels, EVALUATION_BATCH), strict=True):
         logits = heads.logits(x)
         losses -= logits.log_softmax(1).gather(1, y.expand(heads.count, 1, len(x))).sum((1, 2))
         hits += _right(logits, y)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from functools import cached_property
 from typing import Any
 
 from regraft.errors import RegraftError
 from regraft.spec import Run, Study
-from regraft.study.bench import Bench, Setting
+from regraft.study.bench import Bench
 from regraft.study.costs import Costs
 from regraft.study.events import PlanReady, Report, StepDone, StudyDone
 from regraft.study.executors import Outcome
@@ -24,16 +23,12 @@ from regraft.study.steps import Step
 class Account:
     """The steps of one study, stage by stage, less what the store has and what cannot go on."""
 
-    def __init__(self, study: Study, keys: Keys, setting: Setting, report: Report) -> None:
-        self.study, self.keys, self.setting, self.report = study, keys, setting, report
+    def __init__(self, study: Study, keys: Keys, bench: Bench, report: Report) -> None:
+        self.study, self.keys, self.bench, self.report = study, keys, bench, report
         self.costs = Costs(keys)
         self.failed: dict[Cell, str] = {}
         self.started = time.perf_counter()
         self._begun = False
-
-    @cached_property
-    def bench(self) -> Bench:
-        return Bench(self.setting)
 
     def settle(self, outcomes: Iterable[Outcome]) -> None:
         """Whoever cannot go on without a failed step is marked with its reason."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from regraft.data import Dataset, Split, TestSplit, load_dataset, split_budget
 from regraft.errors import DataDamaged
+from regraft.learn.backends import check_backend
 from regraft.learn.episodes import Episodes, draw_episodes
 from regraft.learn.hardware import choose_device, set_threads
 from regraft.networks import CutPoint, NetworkSpec, build, resolve_cut
@@ -53,11 +54,13 @@ class Bench:
     """One worker's place."""
 
     def __init__(self, setting: Setting) -> None:
+        self.setting = setting
         self.store = Store(setting.store)
         self.offline = setting.offline
         self.backend = setting.backend
         self.keys = Keys(setting.runs, self.store, offline=setting.offline)
         self.device = choose_device(setting.device)
+        check_backend(setting.backend, self.device)
         self.threads = set_threads(setting.threads)
         self._load = lru_cache(maxsize=4)(self._load_dataset)
         self._select = lru_cache(maxsize=8)(self._select_classes)

@@ -23,7 +23,7 @@ from multiprocessing.synchronize import Event, Lock
 from typing import Any
 
 from regraft.errors import RegraftError, RunError
-from regraft.learn.hardware import choose_device, physical_cores
+from regraft.learn.hardware import physical_cores
 from regraft.study.bench import Bench, Setting
 from regraft.study.events import Report, StepAdvanced, StepDone, StepFailed, StepStarted
 from regraft.study.locks import Busy
@@ -61,9 +61,7 @@ class Serial:
         return None
 
     @contextlib.contextmanager
-    def started(self, setting: Setting, report: Report) -> Iterator[Callable[..., list[Outcome]]]:
-        bench = Bench(setting)
-
+    def started(self, bench: Bench, report: Report) -> Iterator[Callable[..., list[Outcome]]]:
         def attempt_all(stage: Stage, steps: Iterable[Step], wait_for_others: bool) -> Found:
             return {step: _attempt(stage, step, bench, report, wait_for_others) for step in steps}
 
@@ -85,9 +83,8 @@ class Processes:
         return max(1, physical_cores() // self.workers)
 
     @contextlib.contextmanager
-    def started(self, setting: Setting, report: Report) -> Iterator[Callable[..., list[Outcome]]]:
-        choose_device(setting.device)  # a StudyError here, once, rather than in every worker
-        workers = _Workers(self.workers, setting, report)
+    def started(self, bench: Bench, report: Report) -> Iterator[Callable[..., list[Outcome]]]:
+        workers = _Workers(self.workers, bench.setting, report)
         try:
             yield lambda stage, steps: _busy_ones_last(workers.attempt_all, stage, steps)
         except KeyboardInterrupt:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from regraft.learn.backends import check_backend
-from regraft.learn.hardware import choose_device
 from regraft.spec import Study
 from regraft.study.account import Account
-from regraft.study.bench import Setting
+from regraft.study.bench import Bench, Setting
 from regraft.study.check import check
 from regraft.study.events import Report, silent
 from regraft.study.executors import SERIAL, Processes, Serial
@@ -41,11 +39,10 @@ def run_study(
     keys = Keys(runs, store, offline=offline)
     here = Keys(runs, store, offline=True)  # nothing is fetched before the display is up
     check(runs, here)
-    check_backend(backend, choose_device(device))
-    setting = Setting(str(store.root), tuple(runs), device, threads or executor.threads(), offline, backend)
-    account = Account(study, keys, setting, report)
+    bench = Bench(Setting(str(store.root), tuple(runs), device, threads or executor.threads(), offline, backend))
+    account = Account(study, keys, bench, report)
     if (finished := read_results(study, store, keys=here)).missing:
-        with executor.started(setting, report) as run_all:
+        with executor.started(bench, report) as run_all:
             account.settle(run_all(obtain_weights, account.weights_steps()))
             account.settle(run_all(obtain_data, account.data_steps()))
             account.begin()
