@@ -10,11 +10,12 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 
 from torch import fx, nn
 
+from regraft.data.remembered import remembered
 from regraft.errors import ImageTooSmall, UnknownCut
 from regraft.networks.build import build, build_skeleton
 from regraft.networks.nodes import PENULTIMATE, canonical, offered
@@ -64,8 +65,17 @@ def cut_points(network: nn.Module, image_size: int) -> list[CutPoint]:
 @lru_cache(maxsize=256)
 def describe(network: str, stem: str = "imagenet", image_size: int = 224) -> tuple[CutPoint, ...]:
     """`cut_points` of a network by its name, without building its weights. Networks whose size is fixed when
-    they are built (vision transformers) are built for `image_size`. Errors as for `cut_points` and `build`.
+    they are built (vision transformers) are built for `image_size`. Remembered on disk, as tracing a network takes
+    a good part of a second. Errors as for `cut_points` and `build`.
     """
+    found = remembered(
+        ["points", network, stem, image_size],
+        lambda: [asdict(point) for point in _described(network, stem, image_size)],
+    )
+    return tuple(CutPoint(**{**point, "shape": tuple(point["shape"])}) for point in found)
+
+
+def _described(network: str, stem: str, image_size: int) -> list[CutPoint]:
 
     def points(side: int) -> list[CutPoint]:
         skeleton = build_skeleton(network, stem=stem, image_size=side)
@@ -77,7 +87,7 @@ def describe(network: str, stem: str = "imagenet", image_size: int = 224) -> tup
             return _points(whole, traced, measure(whole, traced, side))
 
     try:
-        return tuple(points(image_size))
+        return points(image_size)
     except ImageTooSmall as error:
         size = size_that_fits(points, image_size)
         raise ImageTooSmall(f"{network}: {error}. {_advice(size, image_size)}") from None

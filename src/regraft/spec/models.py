@@ -184,7 +184,7 @@ class Head(Model):
     hidden: int = Field(default=256, ge=1, le=65536, description="width of the mlp's hidden layer")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="before the last layer of the mlp")
     neighbours: int = Field(default=10, ge=1, le=100_000, description="of the knn head")
-    share: float = Field(default=0.1, gt=0, le=1, description="of all features that the head2toe head keeps")
+    share: float = Field(default=0.1, gt=0, le=1, description="of all features that the head2toe head keeps at most")
     lasso: float = Field(
         default=1e-3, ge=0, le=1000, description="group penalty by which the head2toe head ranks features"
     )

@@ -158,8 +158,11 @@ def _check_cut(run: Run, keys: Keys) -> None:
     size = image_size(run, keys)
     point = resolve_cut(network, run.cut, size, stem=stem)
     cuts = [point.name] if run.head.kind != "head2toe" else cuts_below(network, point.name, size, stem=stem)
-    for cut in cuts if run.head.kind != "rest" else ():
-        resolve_cut(network, cut, size, stem=stem).width(run.head.pool)  # refused if the map cannot be pooled so
+    for cut in cuts if run.head.pools else ():
+        try:
+            resolve_cut(network, cut, size, stem=stem).width(run.head.pool)
+        except StudyError as error:
+            raise StudyError(f"at cut {cut!r}: {error}") from None
     cell = keys.source_cell(run)
     if cell is not None:
         parent = keys.by_cell[cell][0]

@@ -7,20 +7,13 @@ what is installed and on nothing else, and are kept in the home folder under jus
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, lru_cache
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from functools import lru_cache
 from typing import Any
 
-from regraft.data.home import home, write_file
+from regraft.data.home import home
+from regraft.data.remembered import remembered
 from regraft.spec import Preprocessing, Source
-
-DECIDING = ("regraft", "torch", "torchvision", "timm")  # packages whose versions decide the answers
 
 
 @dataclass(frozen=True)
@@ -40,7 +33,7 @@ def cut_name(network: str, at: str | None, image_size: int, stem: str) -> str:
 
         return resolve_cut(network, at, image_size, stem=stem).name
 
-    return str(_remembered(["cut", network, at, image_size, stem], ask))
+    return str(remembered(["cut", network, at, image_size, stem], ask))
 
 
 @lru_cache(maxsize=4096)
@@ -52,7 +45,7 @@ def cuts_below(network: str, at: str | None, image_size: int, stem: str) -> tupl
 
         return ask_network(network, at, image_size, stem=stem)
 
-    return tuple(_remembered(["cuts below", network, at, image_size, stem], ask))
+    return tuple(remembered(["cuts below", network, at, image_size, stem], ask))
 
 
 def weights_facts(source: Source, *, offline: bool) -> WeightsFacts:
@@ -78,7 +71,7 @@ def _of_pretrained(source: Source) -> WeightsFacts | None:
         known = published(source.network, source.weights.partition(":")[2] or None)
         return [known.stored_as, known.preprocessing.model_dump(mode="json")]
 
-    file, expects = _remembered(["published", source.network, source.weights], ask)
+    file, expects = remembered(["published", source.network, source.weights], ask)
     path = home() / "weights" / file
     if not path.is_file():
         return None
@@ -88,31 +81,3 @@ def _of_pretrained(source: Source) -> WeightsFacts | None:
     except SafetensorError:
         return None
     return None if digest is None else WeightsFacts(digest, Preprocessing(**expects))
-
-
-def _remembered(question: list[Any], ask: Callable[[], Any]) -> Any:
-    """The answer (JSON) kept for `question`, or that of `ask`, which is then kept."""
-    whole = [question, *_installed()]
-    name = hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:32]
-    file = home() / "known" / f"{name}.json"
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # absent or damaged: asked again
-        kept = json.loads(file.read_text("utf-8"))
-        if kept["question"] == whole:
-            return kept["answer"]
-    answer = ask()
-    with contextlib.suppress(OSError):  # a home folder that cannot be written costs time, nothing else
-        write_file(file, json.dumps({"question": whole, "answer": answer}).encode())
-    return answer
-
-
-@cache
-def _installed() -> tuple[list[str], list[list[Any]]]:
-    """Versions, and for those who change regraft itself the stamps of the files that would answer."""
-    versions = []
-    for name in DECIDING:
-        try:
-            versions.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            versions.append(f"{name} without version")
-    sources = sorted((Path(__file__).parents[1] / "networks").glob("*.py"))
-    return versions, [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in sources]

@@ -158,8 +158,9 @@ def _head2toe(
     head, classes = runs[0].head, len(bench.dataset(runs[0]).classes)
     widths = _widths(runs[0], bench)
     rows, row_labels = (x, labels) if x.ndim == 2 else (x.flatten(0, 1), labels.repeat(len(x)))
-    blocks = normalise_blocks(torch.split(rows, widths, dim=1))
-    scores = relevance(torch.cat(list(blocks), dim=1), row_labels, classes=classes, lasso=head.lasso)
+    normal = torch.cat(normalise_blocks(torch.split(rows, widths, dim=1)), dim=1)  # (n, d), a copy: let go below
+    scores = relevance(normal, row_labels, classes=classes, lasso=head.lasso)
+    del normal, rows
     chosen = SelectedFeatures(widths, select(scores, head.share)).to(x.device)
     narrow = chosen(x) if x.ndim == 2 else torch.stack([chosen(view) for view in x])
     held = None if validation is None else (chosen(validation[0]), validation[1])
