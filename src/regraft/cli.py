@@ -5,10 +5,12 @@ Nothing heavy is imported at the top: `--help`, completion and errors about a st
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -265,7 +267,7 @@ def doctor() -> None:
 
 
 def main() -> None:
-    """Entry point. An error of the user's is one clear message, not a traceback."""
+    """The whole command. An error of the user's is one clear message, not a traceback."""
     try:
         app()
     except RegraftError as error:
@@ -275,5 +277,22 @@ def main() -> None:
         raise SystemExit(2 if isinstance(error, StudyError) else 1) from None
 
 
+def program() -> NoReturn:
+    """Entry point of the process: `main`, then the end at once.
+
+    All files are written and closed by then; to take down torch's modules one by one takes most of a second."""
+    try:
+        main()
+        code = 0
+    except SystemExit as end:
+        if end.code is not None and not isinstance(end.code, int):
+            raise
+        code = end.code or 0
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # whoever read them has gone
+            stream.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    main()
+    program()

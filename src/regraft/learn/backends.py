@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from regraft.errors import StudyError, UnknownName, nearest
 from regraft.learn.backend_table import PREPARE, Run, absent
@@ -73,10 +72,13 @@ class Backend:
             return {name: values.float() for name, values in self.run(images).items()}
 
 
-def choose_backend(trunk: Trunk, sample: Tensor, count: int, *, prefer: str = "auto") -> Backend:
+def choose_backend(
+    trunk: Trunk, sample: Tensor, count: int, *, prefer: str = "auto", flops: float | None = None
+) -> Backend:
     """The fastest way to run `trunk` over `count` more images that gives the features of eager PyTorch.
 
     trunk: frozen, images -> {cut: (b, d)}. sample: (b, 3, s, s) prepared images on the trunk's device.
+    flops: of one image; counted here where it is not known, which imports torch's compiler.
     prefer: one of BACKENDS. A named one is used untimed; where it fails or deviates, eager runs, and the record
     says why.  Raises UnknownName, and StudyError for a back end that is not installed."""
     assert trunk.frozen
@@ -84,7 +86,7 @@ def choose_backend(trunk: Trunk, sample: Tensor, count: int, *, prefer: str = "a
     trial = _Trial(trunk, sample)
     if prefer == "auto":
         trial.add("fused")
-        if sample.device.type == "cpu" and _estimated_seconds(trunk, sample, count) > LITTLE_WORK_SECONDS:
+        if sample.device.type == "cpu" and _estimated_seconds(trunk, sample, count, flops) > LITTLE_WORK_SECONDS:
             trial.compete(count)
     else:
         trial.add(prefer)
@@ -218,8 +220,11 @@ def _batch_sizes(sample: Tensor) -> tuple[int, ...]:
     return (size, max(fewest, size // 2)) if size > fewest else (fewest,)
 
 
-def _estimated_seconds(trunk: Trunk, sample: Tensor, count: int) -> float:
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        trunk(sample[:1])
-    flops: int = counter.get_total_flops()  # of one image
+def _estimated_seconds(trunk: Trunk, sample: Tensor, count: int, flops: float | None) -> float:
+    if flops is None:
+        from torch.utils.flop_counter import FlopCounterMode
+
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            trunk(sample[:1])
+        flops = float(counter.get_total_flops())  # of one image
     return count * flops / (FLOPS_PER_SECOND * torch.get_num_threads())

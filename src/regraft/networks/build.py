@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from regraft.errors import ImageTooSmall, StudyError, UnknownName, nearest
+from regraft.networks.imports import import_timm, import_torchvision
 from regraft.seeding import derive
 
 # He et al. 2015's ResNet-50: the stride of a stage sits in its first 1x1 convolution, as in the Keras
@@ -58,10 +60,24 @@ def build_skeleton(network: str, *, stem: str = "imagenet", image_size: int | No
     """
     with torch.random.fork_rng(devices=[]):
         try:
-            with torch.device("meta"):
+            with torch.device("meta"), _NothingDrawn():
                 return _construct(network, None, stem, image_size)
         except (NotImplementedError, RuntimeError):
             return _construct(network, None, stem, image_size)
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Leaves out the random filling of tensors on the meta device, which have no values: torch would trace it, and
+    import its compiler for that."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        filled = args[0] if args else kwargs.get("tensor")  # torch.nn.init names it
+        if func.__name__ in ("normal_", "uniform_") and isinstance(filled, Tensor) and filled.is_meta:
+            return filled
+        return func(*args, **kwargs)
 
 
 def build_around(
@@ -130,16 +146,12 @@ def _torchvision(name: str, options: dict[str, Any], image_size: int | None) -> 
         if image_size % patch:
             raise ImageTooSmall(f"its image size must be a multiple of {patch} px, got {image_size}")
         options["image_size"] = image_size
-    from torchvision.models import get_model
-
-    model: nn.Module = get_model(name, weights=None, **options)
+    model: nn.Module = import_torchvision().models.get_model(name, weights=None, **options)
     return model
 
 
 def _original_resnet50(options: dict[str, Any]) -> nn.Module:
-    from torchvision.models import resnet50
-
-    model: nn.Module = resnet50(weights=None, **options)
+    model: nn.Module = import_torchvision().models.resnet50(weights=None, **options)
     for stage in (2, 3, 4):
         model.get_submodule(f"layer{stage}.0.conv1").stride = (2, 2)  # type: ignore[assignment]
         model.get_submodule(f"layer{stage}.0.conv2").stride = (1, 1)  # type: ignore[assignment]
@@ -147,8 +159,7 @@ def _original_resnet50(options: dict[str, Any]) -> nn.Module:
 
 
 def _timm(name: str, options: dict[str, Any], image_size: int | None) -> nn.Module:
-    import timm
-
+    timm = import_timm()
     config = timm.get_pretrained_cfg(name)
     if image_size is not None and config is not None and config.fixed_input_size:
         try:
@@ -180,13 +191,10 @@ def _give_cifar_stem(network: str, model: nn.Module) -> None:
 
 @lru_cache
 def _torchvision_names() -> tuple[str, ...]:
-    from torchvision import models
-
+    models = import_torchvision().models
     return tuple(models.list_models(module=models))
 
 
 @lru_cache
 def _timm_names() -> tuple[str, ...]:
-    import timm
-
-    return tuple(timm.list_models())
+    return tuple(import_timm().list_models())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 
@@ -159,22 +159,26 @@ def body_for_cuts(network: nn.Module, cuts: Iterable[str], *, pooled: bool = Fal
     return _part(network, graph)
 
 
-def pooled_body(network: nn.Module, wanted: Iterable[tuple[str, Pooling]]) -> nn.Module:
+def pooled_body(
+    network: nn.Module, wanted: Iterable[tuple[str, Pooling]], *, laid_out: Mapping[str, Layout] | None = None
+) -> nn.Module:
     """A copy of the network up to the deepest cut, whose forward gives each (cut, pooling) in one pass.
 
     forward: images (n, 3, h, w) -> {feature_name(cut, pooling): (n, d)}, each equal to `pool` of what `cut`
     gives alone. Values are pooled where they arise, so that no large map is kept. Raises UnknownCut; which
-    pooling a cut has for the images at hand, `CutPoint.width` says.
+    pooling a cut has for the images at hand, `CutPoint.width` says. laid_out: layout of each cut's value, as the
+    cut points say; where it is not known, images are put through an empty copy of the network.
     """
     wanted = list(dict.fromkeys(wanted))
     traced = trace(network)
     nodes = _wanted(network, traced, [at for at, _ in wanted])
-    measured = measure_at_any_size(network, traced)
-    laid_out = _layouts(offered(network, traced), measured)
+    if laid_out is None:
+        of_nodes = _layouts(offered(network, traced), measure_at_any_size(network, traced))
+        laid_out = {at: of_nodes[node] for at, node in nodes.items()}
     graph, copies = _below(traced, list(nodes.values()))
     results: dict[str, fx.Node] = {}
     for at, kind in wanted:
-        value, layout = copies[nodes[at]], laid_out[nodes[at]]
+        value, layout = copies[nodes[at]], laid_out[at]
         assert kind in poolings(layout), f"no {kind} pooling of {layout} values; ask CutPoint.width first"
         if layout == "flat":
             results[feature_name(at, kind)] = _kept(graph, value)

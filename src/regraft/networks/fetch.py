@@ -15,6 +15,7 @@ from torch import Tensor
 from regraft.data.archive import read_members
 from regraft.data.fetch import MIRROR_TIMEOUT_SECONDS, download, mirror_command
 from regraft.errors import DataDamaged, DataUnavailable, WeightsMismatch, WeightsUnavailable
+from regraft.networks.imports import import_timm
 from regraft.networks.keras import convert_resnet50
 from regraft.networks.published import HUB_FILE, Package, Published, mirrored_tags
 
@@ -104,8 +105,7 @@ def _of_auxiliary(network: str, name: str) -> bool:
 
 def _through_timm(known: Published, path: Path) -> dict[str, Tensor]:
     """timm renames and reshapes what older files hold, so its own loader reads the file."""
-    import timm
-
+    timm = import_timm()
     name = f"{known.network.removeprefix('timm/').partition('.')[0]}.{known.tag}"
     overlay = {"file": str(path), "custom_load": False}
     try:

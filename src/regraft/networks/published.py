@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from regraft.errors import UnknownName, WeightsUnavailable, nearest
 from regraft.networks.build import ORIGINAL_RESNET50, family
+from regraft.networks.imports import import_timm, import_torchvision
 from regraft.spec import Preprocessing
 
 HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.pth$")  # torch.hub's convention: the file's sha256 begins so
@@ -105,11 +106,9 @@ def published(network: str, tag: str | None) -> Published:
 
 def mirrored_tags(network: str) -> list[str]:
     """Tags of torchvision weights of `network` that a package carries."""
-    from torchvision.models import get_model_weights
-
     if family(network)[0] != "torchvision" or network == ORIGINAL_RESNET50:
         return []
-    table = get_model_weights(network)
+    table = import_torchvision().models.get_model_weights(network)
     return [weights.name for weights in table if weights.url.rpartition("/")[2] in PACKAGES]
 
 
@@ -121,9 +120,7 @@ def _check_tag(network: str, tag: str | None, known: list[str]) -> None:
 
 
 def _of_torchvision(name: str, tag: str | None) -> Published:
-    from torchvision.models import get_model_weights
-
-    table = get_model_weights(name)
+    table = import_torchvision().models.get_model_weights(name)
     _check_tag(name, tag, [weights.name for weights in table])
     weights = table.DEFAULT if tag is None else table[tag]
     transforms = weights.transforms()
@@ -146,7 +143,7 @@ def _of_torchvision(name: str, tag: str | None) -> Published:
 
 
 def _of_timm(network: str, name: str, tag: str | None) -> Published:
-    import timm
+    timm = import_timm()
     from huggingface_hub import hf_hub_url
     from timm.data.config import resolve_data_config
 

@@ -21,6 +21,7 @@ import torch
 from torch import fx, nn
 
 from regraft.errors import StudyError
+from regraft.networks.imports import import_torchvision
 
 WEIGHT_LAYERS = (nn.Conv2d, nn.Linear, nn.MultiheadAttention)
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -127,9 +128,8 @@ class _BlockTracer(fx.Tracer):
     """Opens containers and stages, keeps blocks whole, and remembers where each module's output arises."""
 
     def __init__(self, root: nn.Module, closed: set[str]) -> None:
-        import torchvision.ops  # a second; what is traced has imported it in any case
-
-        super().__init__(autowrap_modules=(math, torchvision.ops))  # type: ignore[arg-type]
+        # What is traced has imported torchvision in any case, unless it is a network of the caller's own.
+        super().__init__(autowrap_modules=(math, import_torchvision().ops))  # type: ignore[arg-type]
         self.exits: dict[str, fx.Node] = {}
         self.failed_in = ""
         names = {module: name for name, module in root.named_modules()}

@@ -193,7 +193,8 @@ def _prepared(task: FeatureTask, every: Positions, bench: Bench) -> tuple[Trunk,
         network = build(spec.network, stem=spec.stem, seed=run.seed, image_size=spec.image_size)
     else:
         network = build_around(state, spec.network, stem=spec.stem, image_size=spec.image_size)
-    body = pooled_body(network, [(column.cut, column.run.head.pool) for column in task.columns])
+    wanted = [(column.cut, column.run.head.pool) for column in task.columns]
+    body = pooled_body(network, wanted, laid_out={cut: bench.point(run, cut).layout for cut, _ in wanted})
     if state is not None:
         load_body(body, state, origin=run.source_name)
     trunk = Trunk(body, frozen=True)
@@ -204,7 +205,8 @@ def _prepared(task: FeatureTask, every: Positions, bench: Bench) -> tuple[Trunk,
         table = bench.table(table_name(run, task.place, bench.keys, task.columns[0].cut))
         if table.backend and not absent(table.backend, bench.device):
             prefer = table.backend
-    return trunk, choose_backend(trunk, sample, len(every), prefer=prefer)
+    flops = max(bench.point(run, column.cut).flops for column in task.columns)
+    return trunk, choose_backend(trunk, sample, len(every), prefer=prefer, flops=flops)
 
 
 def _images(task: FeatureTask, positions: Positions, bench: Bench) -> ImageBatches:
