@@ -55,10 +55,12 @@ def main() -> None:
     worst = found["peak_gib"]["features in the store"]
     print(f"limit {LIMIT_GIB:g} GiB: {'kept' if worst < LIMIT_GIB else 'EXCEEDED'}")
     if options.record:
+        from running import command_line
+
         record = {
-            "command": " ".join(["python benchmarks/memory.py", *sys.argv[1:]]),
+            "command": command_line(),
             "images": options.images,
-            "machine": platform.machine(),
+            "machine": f"{platform.system()} {platform.machine()}",
             "cores": os.cpu_count(),
             "created": time.strftime("%F"),
             **found,

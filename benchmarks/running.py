@@ -138,10 +138,21 @@ def table(title: str, rows: list[Timed], plain: float | None) -> str:
     return "\n".join(lines)
 
 
+def command_line() -> str:
+    """The command as it can be repeated anywhere: without the places of files and environments."""
+    words, left_out = [f"python benchmarks/{Path(sys.argv[0]).name}"], False
+    for word in sys.argv[1:]:
+        if left_out or word in ("--record", "--environment"):
+            left_out = not left_out
+            continue
+        words.append(word)
+    return " ".join(words)
+
+
 def record(path: Path, rows: list[Timed], python: str, **more: object) -> None:
     """Everything of a benchmark as JSON: numbers of every round, versions, machine, command."""
     content = {
-        "command": " ".join(["python", *(Path(part).name if part.endswith(".py") else part for part in sys.argv)]),
+        "command": command_line(),
         "created": time.strftime("%Y-%m-%d"),
         "machine": f"{platform.system()} {platform.machine()}, {_processor()}, {os.cpu_count()} cores",
         "load_before": LOAD_BEFORE,

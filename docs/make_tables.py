@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from blocks import REPOSITORY, update
 
@@ -64,6 +65,64 @@ def _where(results: Results, path: Path) -> str:
     )
 
 
+def speed_block() -> str:
+    """Tables of the benchmarks of frozen trunks, from their records."""
+    tables = {
+        "frozen-job": _contenders, "frozen-study": _contenders, "extract": _rates, "memory": _peaks,
+    }  # fmt: skip
+    parts = []
+    for name, table in tables.items():
+        path = RECORDS / "benchmarks" / f"{name}.json"
+        content = json.loads(path.read_text("utf-8"))
+        title, lines, where = table(content)
+        parts.append(f"**{title}**\n\n{_lines(lines)}\n\n`{content['command']}`; {where}; recorded in "
+                     f"`docs/records/benchmarks/{path.name}`.")  # fmt: skip
+    return "\n\n".join(parts)
+
+
+Lines = list[list[str]]
+
+
+def _contenders(content: dict[str, Any]) -> tuple[str, Lines, str]:
+    """Whole processes: seconds, and how many times as fast as the plain loop."""
+    rows = content["contenders"]
+    plain = next(row for row in rows if row["name"].startswith("plain"))["median"]
+    lines = [["contender", "seconds (range, n)", "times as fast as the plain loop", "test accuracy"]]
+    for row in rows:
+        if row["median"] is None:
+            lines.append([row["name"], row["note"], "", ""])
+            continue
+        n, low, high = len(row["seconds"]), min(row["seconds"]), max(row["seconds"])
+        spread = f" ({low:.1f} to {high:.1f}, n = {n})" if n > 1 else f" (n = {n})"
+        accuracy = "" if row["accuracy"] is None else percent(row["accuracy"])
+        lines.append([row["name"], f"{row['median']:,.1f}{spread}", f"{plain / row['median']:.1f}", accuracy])
+    scaled = "; the plain loop is scaled from a part (its arithmetic is in the record)" if "scaling" in content else ""
+    return content["job"], lines, f"{content['machine']}, torch {content['versions']['torch']}{scaled}"
+
+
+def _rates(content: dict[str, Any]) -> tuple[str, Lines, str]:
+    """Images a second of what regraft chose, and ratios in the same run."""
+    lines = [["network", "chosen", "images/s", "x eager PyTorch", "x ONNX Runtime called directly"]]
+    for job in content["results"]:
+        name = job["chosen"]
+        rate, ratios = job["images_per_second"][name]["median"], job["ratios"][name]
+        ours = [f"{rate:,.0f}", f"{ratios['eager PyTorch']:.2f}", f"{ratios['ONNX Runtime']:.2f}"]
+        lines.append([job["job"], name.removeprefix("regraft "), *ours])
+    where = f"{content['device']}, torch {content['versions']['torch']}, medians of {content['rounds']} rounds"
+    return "Extraction of features", lines, where
+
+
+def _peaks(content: dict[str, Any]) -> tuple[str, Lines, str]:
+    """Peak resident memory of the whole process, stage by stage."""
+    lines = [["stage", "peak memory"], *([stage, f"{gib:.2f} GiB"] for stage, gib in content["peak_gib"].items())]
+    return f"Memory: {content['images']:,} images", lines, f"{content['machine']}, {content['cores']} cores"
+
+
+def _lines(lines: Lines) -> str:
+    head, *rest = lines
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rest])
+
+
 def record(path: Path) -> None:
     """Keep a run's results for the README: all scores, curves and costs; not the confusion matrices."""
     content = json.loads(path.read_text("utf-8"))
@@ -84,4 +143,4 @@ if __name__ == "__main__":
     if "--record" in sys.argv[1:]:
         record(Path(sys.argv[-1]))
         draw()
-    update({"README.md": {"results": results_block()}}, check="--check" in sys.argv[1:])
+    update({"README.md": {"results": results_block(), "speed": speed_block()}}, check="--check" in sys.argv[1:])

@@ -18,6 +18,9 @@ LEAST_SHARE = 1e-6  # of the votes, given to each class in any case: logits and 
 CHUNK_SIMILARITIES = 2**25  # of queries to training images, held at a time: 128 MiB
 
 
+ROWS = 8192  # of features that are normalised at once
+
+
 def prototypes(features: Tensor, labels: Tensor, *, classes: int) -> Tensor:
     """Mean of the L2-normalised features of each class, normalised again.
 
@@ -31,7 +34,9 @@ def prototypes(features: Tensor, labels: Tensor, *, classes: int) -> Tensor:
             f"{len(labels)} training images is theirs; give every class at least one image"
         )
     sums = features.new_zeros(classes, features.shape[1], dtype=torch.float32)
-    return normalize(sums.index_add_(0, labels, _directions(features)), dim=1)  # the length of a sum plays no part
+    for rows, their_labels in zip(features.split(ROWS), labels.split(ROWS), strict=True):  # no copy of all features
+        sums.index_add_(0, their_labels, _directions(rows))
+    return normalize(sums, dim=1)  # the length of a sum plays no part
 
 
 class CosinePrototypes(nn.Module):

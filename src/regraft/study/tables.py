@@ -21,7 +21,7 @@ class FeatureTable:
         self.store = store
         self.keys = store.linked(group)
         self._shards: list[Artifact] = []
-        self._open: dict[int, Tensor] = {}
+        self._intact: set[int] = set()  # shards whose digest has been checked
         lists: list[Positions] = []
         for key in self.keys:
             if (shard := store.get(key)) is not None:
@@ -63,6 +63,7 @@ class FeatureTable:
         return out
 
     def _values(self, index: int) -> Tensor:
-        if index not in self._open:
-            self._open[index] = self._shards[index].tensors()["features"]  # memory-mapped
-        return self._open[index]
+        """Memory-mapped, and let go after use: the features of a large set are never all in memory."""
+        values = self._shards[index].tensors(verify=index not in self._intact)["features"]
+        self._intact.add(index)
+        return values
