@@ -73,6 +73,8 @@ def speed_block() -> str:
     parts = []
     for name, table in tables.items():
         path = RECORDS / "benchmarks" / f"{name}.json"
+        if not path.is_file():  # not recorded yet
+            continue
         content = json.loads(path.read_text("utf-8"))
         title, lines, where = table(content)
         parts.append(f"**{title}**\n\n{_lines(lines)}\n\n`{content['command']}`; {where}; recorded in "

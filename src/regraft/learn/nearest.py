@@ -34,7 +34,9 @@ def prototypes(features: Tensor, labels: Tensor, *, classes: int) -> Tensor:
             f"{len(labels)} training images is theirs; give every class at least one image"
         )
     sums = features.new_zeros(classes, features.shape[1], dtype=torch.float32)
-    for rows, their_labels in zip(features.split(ROWS), labels.split(ROWS), strict=True):  # no copy of all features
+    for rows, their_labels in zip(
+        torch.split(features, ROWS), torch.split(labels, ROWS), strict=True
+    ):  # no copy of all features
         sums.index_add_(0, their_labels, _directions(rows))
     return normalize(sums, dim=1)  # the length of a sum plays no part
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from regraft.errors import ImageTooSmall
 from regraft.networks.trace import Traced, same, structural_copy
+
+if TYPE_CHECKING:  # it imports Triton, where there is one
+    from torch.utils.flop_counter import FlopCounterMode
 
 ANY_SIZE = (224, 256, 384, 299, 64, 32)  # pixels; large ones first, for the meta device they cost nothing
 IMAGE_SIZES = (8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 299, 384)  # pixels
@@ -35,6 +37,8 @@ def measure(network: nn.Module, traced: Traced, image_size: int) -> dict[str, Me
     Raises ImageTooSmall if the network cannot take such an image, NotImplementedError if it lies on the meta
     device and must not.
     """
+    from torch.utils.flop_counter import FlopCounterMode
+
     devices = ["meta"] if _on_meta(network) else ["meta", "cpu"]
     for device in devices:
         twin = structural_copy(network, _empty if device == "meta" else same).eval()
