@@ -101,8 +101,9 @@ def test_recipes_of_a_cell_are_one_step(finished: Finished) -> None:
     study, _, _, events = finished
     runs = [run for run in plan(study) if cacheable(run)]
     fits = [e for e in events if isinstance(e, StepStarted) and e.stage == "fit"]
-    assert sum(e.fits for e in fits) == len(plan(study)) + 2  # and the refits of one row's two seeds
-    assert len(fits) == 1 + 2 * len(HEADS) + 2 < len(runs)
+    refits = 2 * 3  # two seeds of the row that says so, of the prototypes and of the neighbours
+    assert sum(e.fits for e in fits) == len(plan(study)) + refits
+    assert len(fits) == 1 + 2 * len(HEADS) + refits < len(runs) + refits
 
 
 def test_each_image_goes_through_the_trunk_once_for_all_heads(finished: Finished) -> None:
@@ -147,10 +148,11 @@ def test_a_head_on_cached_features_is_the_head_on_the_live_trunk(finished: Finis
         assert torch.allclose(weights(cached)[key], value, atol=1e-3 * float(value.abs().max())), key
 
 
-def test_a_refit_learns_from_the_validation_images_too(finished: Finished) -> None:
+@pytest.mark.parametrize("row", ["refit", "prototype", "neighbours"])
+def test_a_refit_learns_from_the_validation_images_too(finished: Finished, row: str) -> None:
     study, store, results, _ = finished
     keys = Keys(plan(study), store, offline=True)
-    for cell in (cell for cell in results.cells if cell.row == "refit"):
+    for cell in (cell for cell in results.cells if cell.row == row):
         chosen, final = keys.chosen((cell.row, cell.seed)), keys.final((cell.row, cell.seed))
         first, again = keys.fitted(chosen), keys.fitted(final)
         assert again.values["train_images"] == 100

@@ -25,7 +25,7 @@ def plan(study: Study) -> list[Run]:
             target_name=row.target,
             target=study.targets[row.target],
             recipe_name=recipe,
-            recipe=study.recipes[recipe] if row.recipe else Recipe(optimizer="none"),
+            recipe=study.recipes[recipe] if row.recipe else _without_training(study, row),
             seed=seed,
         )
         for row in rows.values()
@@ -34,6 +34,12 @@ def plan(study: Study) -> list[Run]:
     ]
     _check_source_seeds(study, rows)
     return [run for wave in waves(runs) for run in wave]
+
+
+def _without_training(study: Study, row: Row) -> Recipe:
+    """Of a head that is read off its training images. Nothing is chosen for it on validation images, so in the end it is
+    read off those too, like the heads that it is compared with after a refit."""
+    return Recipe(optimizer="none", refit=study.targets[row.target].holds_out)
 
 
 def waves(runs: Sequence[Run]) -> list[list[Run]]:
