@@ -37,8 +37,8 @@ def plan(study: Study) -> list[Run]:
 
 
 def _without_training(study: Study, row: Row) -> Recipe:
-    """Of a head that is read off its training images. Nothing is chosen for it on validation images, so in the end it is
-    read off those too, like the heads that it is compared with after a refit."""
+    """Of a head that is read off its training images. Nothing is chosen for it on validation images, so in the end it
+    is read off those too, like the heads that it is compared with after a refit."""
     return Recipe(optimizer="none", refit=study.targets[row.target].holds_out)
 
 
