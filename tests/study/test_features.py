@@ -17,7 +17,7 @@ from regraft.errors import StudyError
 from regraft.spec import Study
 from regraft.study import features
 from regraft.study.bench import Bench, Setting
-from regraft.study.features import needed_images, read_features, table_name
+from regraft.study.features import feature_tasks, needed_images, read_features, table_name
 from regraft.study.plan import plan
 from regraft.study.run import run_study
 from regraft.study.store import Store
@@ -111,6 +111,12 @@ def test_the_back_end_asked_for_is_used_and_recorded_and_changes_no_key(tmp_path
         assert backends(store) == {name}
         keys[name] = store.keys()
     assert keys["eager"] == keys["fused"]
+
+
+def test_the_pass_with_most_images_comes_first_and_chooses_the_back_end(store: Store) -> None:
+    study = Study.from_dict(frozen(40))
+    tasks = feature_tasks(plan(study), opened(frozen(40), store))
+    assert [(task.place[0], len(task.positions)) for task in tasks] == [("train", 400), ("test", 50)]
 
 
 def test_an_unknown_back_end_is_refused(store: Store) -> None:

@@ -83,7 +83,9 @@ def feature_tasks(runs: Sequence[Run], bench: Bench) -> list[FeatureTask]:
         if lacking:
             every = np.unique(np.concatenate([positions for _, positions in lacking]))
             tasks.append(FeatureTask(tuple(c for c, _ in lacking), places[name], every, tuple(users[name])))
-    return tasks
+    # A back end is chosen by the first task of a trunk and serves the others: most images first, or a short test split
+    # would choose what suits little work for all of the training images.
+    return sorted(tasks, key=lambda task: -len(task.positions))
 
 
 def needed_images(run: Run, bench: Bench) -> dict[Place, Positions]:
@@ -128,7 +130,10 @@ def obtain_features(task: FeatureTask, bench: Bench, advance: Advance, wait: boo
         every = np.unique(np.concatenate(list(todo.values())))
         if len(every) == 0:
             return "there already"
-        trunk, backend = bench.kept(_trunk_name(task, bench), lambda: _prepared(task, every, bench))
+        prefer = _preferred(task, bench)
+        trunk, backend = bench.kept(
+            f"{_trunk_name(task, bench)} {prefer}", lambda: _prepared(task, every, prefer, bench)
+        )
         before = trunk.state_hash()
         shards = [every[i : i + SHARD] for i in range(0, len(every), SHARD)]
         for i, positions in enumerate(shards):
@@ -183,9 +188,16 @@ def _trunk_name(task: FeatureTask, bench: Bench) -> str:
                    "image_size": bench.network(task.run).image_size})  # fmt: skip
 
 
-def _prepared(task: FeatureTask, every: Positions, bench: Bench) -> tuple[Trunk, Backend]:
-    """The frozen trunk of the task, giving the features of all its columns in one pass, and the back end it runs on:
-    that of the table's earlier shards, so that a resumed table is of one piece, else the fastest."""
+def _preferred(task: FeatureTask, bench: Bench) -> str:
+    """The back end asked for; else that of the table's earlier shards, so that a table that grows is of one piece."""
+    if bench.backend != "auto":
+        return bench.backend
+    earlier = bench.table(table_name(task.run, task.place, bench.keys, task.columns[0].cut)).backend
+    return earlier if earlier and not absent(earlier, bench.device) else "auto"
+
+
+def _prepared(task: FeatureTask, every: Positions, prefer: str, bench: Bench) -> tuple[Trunk, Backend]:
+    """The frozen trunk of the task, giving the features of all its columns in one pass, and the back end it runs on."""
     run = task.run
     spec = bench.network(run)
     state = bench.source_state(run)
@@ -200,11 +212,6 @@ def _prepared(task: FeatureTask, every: Positions, bench: Bench) -> tuple[Trunk,
     trunk = Trunk(body, frozen=True)
     trunk.to(bench.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     sample = _images(task, every[:SAMPLE], bench).take(torch.arange(min(SAMPLE, len(every))), None)
-    prefer = bench.backend
-    if prefer == "auto":
-        table = bench.table(table_name(run, task.place, bench.keys, task.columns[0].cut))
-        if table.backend and not absent(table.backend, bench.device):
-            prefer = table.backend
     flops = max(bench.point(run, column.cut).flops for column in task.columns)
     return trunk, choose_backend(trunk, sample, len(every), prefer=prefer, flops=flops)
 
