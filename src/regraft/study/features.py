@@ -6,6 +6,7 @@ loses at most the shard under way.
 
 from __future__ import annotations
 
+import mmap
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -218,8 +219,13 @@ def _prepared(task: FeatureTask, every: Positions, prefer: str, bench: Bench) ->
 
 def _images(task: FeatureTask, positions: Positions, bench: Bench) -> ImageBatches:
     split, view = task.place
+    whole = bench.images(task.run, split)
+    images = whole[positions]  # a copy
+    if isinstance(whole, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
+        # Pages that were read count as this process's memory until they are given back: all of a large set, in the end.
+        whole._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
     return ImageBatches(
-        bench.images(task.run, split)[positions],
+        images,
         np.zeros(len(positions), np.int64),  # labels play no part
         bench.keys.preprocessing(task.run),
         augmentation=task.run.recipe.augment if view else "none",
