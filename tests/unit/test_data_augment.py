@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from regraft.data.augment import VIEW_BLOCK, as_batch, augment, augment_view, channel_statistics, prepare
 from regraft.errors import StudyError, UnknownName
 from regraft.seeding import torch_stream
-from regraft.spec.models import Augmentation, Preprocessing
+from regraft.spec import Augment, Preprocessing
+from regraft.spec.recipe import Augmentation
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -40,20 +41,20 @@ def shifted_by_hand(image: torch.Tensor, down: int, right: int, pad: int) -> tor
 @pytest.mark.parametrize("side", [1, 2, 8, 16])
 def test_augmenting_keeps_shape_and_type(kind: str, dtype: torch.dtype, side: int) -> None:
     images = batch(side=side).to(dtype)
-    changed = augment(images, kind, generator())  # type: ignore[arg-type]
+    changed = augment(images, Augment(kind), generator())  # type: ignore[arg-type]
     assert (changed.shape, changed.dtype) == (images.shape, dtype)
 
 
 def test_a_flip_done_twice_is_the_image() -> None:
     images = batch(n=32)
-    once = augment(images, "flip", generator())
+    once = augment(images, Augment("flip"), generator())
     assert not torch.equal(once, images)
-    assert torch.equal(augment(once, "flip", generator()), images)
+    assert torch.equal(augment(once, Augment("flip"), generator()), images)
 
 
 def test_every_flipped_image_is_the_image_or_its_mirror() -> None:
     images = batch(n=64)
-    changed = augment(images, "flip", generator())
+    changed = augment(images, Augment("flip"), generator())
     same = (changed == images).flatten(1).all(1)
     mirrored = (changed == images.flip(3)).flatten(1).all(1)
     assert torch.all(same ^ mirrored)
@@ -62,7 +63,7 @@ def test_every_flipped_image_is_the_image_or_its_mirror() -> None:
 
 def test_every_crop_is_a_shift_of_the_reflected_image_by_at_most_an_eighth() -> None:
     images = batch(n=40)
-    changed = augment(images, "crop-flip", generator())
+    changed = augment(images, Augment("crop-flip"), generator())
     shifts = [(down, right) for down in range(-2, 3) for right in range(-2, 3)]
     seen = set()
     for image, result in zip(images, changed, strict=True):
@@ -80,20 +81,20 @@ def test_every_crop_is_a_shift_of_the_reflected_image_by_at_most_an_eighth() -> 
 
 def test_the_same_generator_gives_the_same_result_and_another_does_not() -> None:
     images = batch()
-    first = augment(images, "crop-flip", generator(1))
-    assert torch.equal(first, augment(images, "crop-flip", generator(1)))
-    assert not torch.equal(first, augment(images, "crop-flip", generator(2)))
+    first = augment(images, Augment("crop-flip"), generator(1))
+    assert torch.equal(first, augment(images, Augment("crop-flip"), generator(1)))
+    assert not torch.equal(first, augment(images, Augment("crop-flip"), generator(2)))
 
 
 def test_pictures_and_floats_move_alike() -> None:
     images = batch()
-    moved = augment(images, "crop-flip", generator())
-    assert torch.equal(augment(images.float(), "crop-flip", generator()), moved.float())
+    moved = augment(images, Augment("crop-flip"), generator())
+    assert torch.equal(augment(images.float(), Augment("crop-flip"), generator()), moved.float())
 
 
 def test_the_global_generator_is_not_used() -> None:
     before = torch.get_rng_state()
-    augment(batch(), "crop-flip", generator())
+    augment(batch(), Augment("crop-flip"), generator())
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -109,23 +110,23 @@ def places(n: int = 40, start: int = VIEW_BLOCK - 20) -> NDArray[np.int64]:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_view_is_the_same_in_any_batch_and_order(kind: Augmentation, channels: int) -> None:
     images, at = batch(n=40, channels=channels), places()
-    whole = augment_view(images, kind, 2, at)
+    whole = augment_view(images, Augment(kind), 2, at)
     assert (whole.shape, whole.dtype) == (images.shape, images.dtype)
     order = np.random.default_rng(0).permutation(40)
-    assert torch.equal(augment_view(images[order], kind, 2, at[order]), whole[order])
-    parts = [augment_view(images[part], kind, 2, at[part]) for part in np.array_split(order, 7)]
+    assert torch.equal(augment_view(images[order], Augment(kind), 2, at[order]), whole[order])
+    parts = [augment_view(images[part], Augment(kind), 2, at[part]) for part in np.array_split(order, 7)]
     assert torch.equal(torch.cat(parts), whole[order])
     apart = np.array([0, VIEW_BLOCK, 10 * VIEW_BLOCK - 1, 3], dtype=np.int64)
-    alone = [augment_view(images[i : i + 1], kind, 2, apart[i : i + 1]) for i in range(4)]
-    assert torch.equal(augment_view(images[:4], kind, 2, apart), torch.cat(alone))
-    assert augment_view(images[:0], kind, 2, at[:0]).shape == images[:0].shape
+    alone = [augment_view(images[i : i + 1], Augment(kind), 2, apart[i : i + 1]) for i in range(4)]
+    assert torch.equal(augment_view(images[:4], Augment(kind), 2, apart), torch.cat(alone))
+    assert augment_view(images[:0], Augment(kind), 2, at[:0]).shape == images[:0].shape
 
 
 @pytest.mark.parametrize("kind", ["flip", "crop-flip"])
 def test_views_differ_from_each_other_and_between_positions(kind: Augmentation) -> None:
     image = batch(n=1).expand(40, -1, -1, -1)
-    views = [augment_view(image, kind, view, places()) for view in (1, 2, 3)]
-    others = augment_view(image, kind, 1, places(start=0))
+    views = [augment_view(image, Augment(kind), view, places()) for view in (1, 2, 3)]
+    others = augment_view(image, Augment(kind), 1, places(start=0))
     for n, one in enumerate([*views, others]):
         kinds_of_result = {tuple(pixels) for pixels in one.flatten(1).tolist()}
         assert len(kinds_of_result) == 2 if kind == "flip" else len(kinds_of_result) > 10
@@ -136,7 +137,7 @@ def test_a_view_moves_images_as_augmenting_does() -> None:
     """Every shift up to an eighth of the side, each about as often, and half the images flipped."""
     n, shifts = 4000, range(-2, 3)
     image = batch(n=1)
-    moved = augment_view(image.expand(n, -1, -1, -1), "crop-flip", 1, places(n, start=0))
+    moved = augment_view(image.expand(n, -1, -1, -1), Augment("crop-flip"), 1, places(n, start=0))
     crops = [shifted_by_hand(image[0], down, right, pad=2) for down in shifts for right in shifts]
     plain, flipped = (
         [int((moved == crop).flatten(1).all(1).sum()) for crop in some] for some in (crops, [c.flip(2) for c in crops])
@@ -148,9 +149,9 @@ def test_a_view_moves_images_as_augmenting_does() -> None:
 
 def test_a_view_of_what_is_not_augmented_is_refused() -> None:
     with pytest.raises(StudyError, match=r"`augment: none` moves none; use flip or crop-flip"):
-        augment_view(batch(), "none", 1, places(6))
+        augment_view(batch(), Augment("none"), 1, places(6))
     with pytest.raises(UnknownName, match="did you mean 'crop-flip'"):
-        augment_view(batch(), "crop_flip", 1, places(6))  # type: ignore[arg-type]
+        augment_view(batch(), Augment("crop_flip"), 1, places(6))  # type: ignore[arg-type]
 
 
 def test_views_are_those_of_earlier_versions() -> None:
@@ -158,21 +159,21 @@ def test_views_are_those_of_earlier_versions() -> None:
     rows = torch.arange(8, dtype=torch.uint8)
     image = (rows[:, None] * 8 + rows).expand(6, 1, 8, 8)
     apart = np.array([0, 1, 1023, 1024, 49_999, 1_281_166], dtype=np.int64)
-    assert augment_view(image, "crop-flip", 1, apart)[:, 0, 4, 4].tolist() == [36, 44, 35, 45, 28, 37]
-    assert augment_view(image, "flip", 2, apart)[:, 0, 4, 4].tolist() == [35, 36, 36, 35, 36, 35]
+    assert augment_view(image, Augment("crop-flip"), 1, apart)[:, 0, 4, 4].tolist() == [36, 44, 35, 45, 28, 37]
+    assert augment_view(image, Augment("flip"), 2, apart)[:, 0, 4, 4].tolist() == [35, 36, 36, 35, 36, 35]
 
 
 @pytest.mark.gpu
 def test_a_gpu_moves_images_as_the_cpu_does() -> None:
     images = batch()
-    on_gpu = augment(images.cuda(), "crop-flip", generator())
+    on_gpu = augment(images.cuda(), Augment("crop-flip"), generator())
     assert on_gpu.is_cuda
-    assert torch.equal(on_gpu.cpu(), augment(images, "crop-flip", generator()))
+    assert torch.equal(on_gpu.cpu(), augment(images, Augment("crop-flip"), generator()))
 
 
 def test_an_unknown_augmentation_is_refused_with_the_nearest() -> None:
     with pytest.raises(UnknownName, match="did you mean 'crop-flip'"):
-        augment(batch(), "crop_flip", generator())  # type: ignore[arg-type]
+        augment(batch(), Augment("crop_flip"), generator())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("side", [16, 32, 10])

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from regraft.errors import Diverged
 from regraft.learn.batches import FeatureBatches, ImageBatches
-from regraft.learn.fit import fit, learning_rate, predict
+from regraft.learn.fit import fit
+from regraft.learn.optimizers import learning_rate
+from regraft.learn.predict import predict
 from regraft.seeding import stream
-from regraft.spec import Preprocessing, Recipe
+from regraft.spec import Augment, Preprocessing, Recipe
 
 CPU = torch.device("cpu")
 PREPROCESSING = Preprocessing(image_size=8, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
@@ -26,7 +28,7 @@ def squares(n: int, seed: int = 0) -> ImageBatches:
     images = rng.integers(0, 120, (n, 8, 8, 3))
     images[labels == 0, :, :, 0] += 40
     images[labels == 1, :, :, 2] += 40
-    return ImageBatches(images.astype(np.uint8), labels, PREPROCESSING, augmentation="crop-flip", device=CPU)
+    return ImageBatches(images.astype(np.uint8), labels, PREPROCESSING, augmentation=Augment("crop-flip"), device=CPU)
 
 
 def network() -> nn.Module:

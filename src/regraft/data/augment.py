@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from regraft.errors import StudyError, UnknownName, nearest
 from regraft.seeding import torch_stream
-from regraft.spec.models import Augmentation, Preprocessing
+from regraft.spec import Augment, Preprocessing
+from regraft.spec.recipe import Augmentation
 
 AUGMENTATIONS = ("none", "flip", "crop-flip")
 BATCH_AXES = {"nchw": (1, 2, 3), "nhwc": (3, 1, 2)}
@@ -34,7 +35,7 @@ class Moves:
     flipped: torch.Tensor  # (n, 1) bool
 
 
-def augment(images: torch.Tensor, kind: Augmentation, generator: torch.Generator) -> torch.Tensor:
+def augment(images: torch.Tensor, how: Augment, generator: torch.Generator) -> torch.Tensor:
     """Each image flipped with probability 1/2 and, for "crop-flip", shifted by up to 1/8 of its side.
 
     images: (n, c, h, w), any dtype, on any device; returns the same shape, dtype and device.
@@ -42,6 +43,7 @@ def augment(images: torch.Tensor, kind: Augmentation, generator: torch.Generator
     generator: on the CPU, so that the same seed moves the same image the same way on every device.
     Raises UnknownName.
     """
+    kind = how.geometry
     _check(kind)
     if kind == "none":
         return images
@@ -49,13 +51,14 @@ def augment(images: torch.Tensor, kind: Augmentation, generator: torch.Generator
     return _moved(images, _drawn(kind, n, height, width, generator))
 
 
-def augment_view(images: torch.Tensor, kind: Augmentation, view: int, positions: NDArray[np.int64]) -> torch.Tensor:
+def augment_view(images: torch.Tensor, how: Augment, view: int, positions: NDArray[np.int64]) -> torch.Tensor:
     """The augmented view number `view` of images of one split, moved as `augment` moves them.
 
     images: (n, c, h, w), any dtype, on any device; positions: (n,), of each image in the whole split; view: 1, 2, ...
-    What (kind, view, position) say alone determines an image's move, so a view can be cached in parts, and any batch,
+    What (how, view, position) say alone determines an image's move, so a view can be cached in parts, and any batch,
     seed and study meets the same one. Raises UnknownName, and StudyError for "none", which has no views.
     """
+    kind = how.geometry
     _check(kind)
     if kind == "none":
         raise StudyError("views are augmented images, and `augment: none` moves none; use flip or crop-flip")

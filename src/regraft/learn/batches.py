@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Protocol, TypeVar
 
@@ -11,8 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regraft.data.augment import augment, augment_view, prepare
-from regraft.spec import Preprocessing
-from regraft.spec.models import Augmentation
+from regraft.spec import AS_IS, Augment, Preprocessing
 
 T = TypeVar("T")
 
@@ -55,7 +55,7 @@ class ImageBatches:
         labels: NDArray[np.int64],
         preprocessing: Preprocessing,
         *,
-        augmentation: Augmentation = "none",
+        augmentation: Augment = AS_IS,
         view: tuple[int, NDArray[np.int64]] | None = None,
         device: torch.device,
     ) -> None:
@@ -70,6 +70,12 @@ class ImageBatches:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def changed(self, augmentation: Augment) -> ImageBatches:
+        """The same images, augmented in another way; no copy is made."""
+        other = copy.copy(self)
+        other.augmentation = augmentation
+        return other
 
     def take(self, positions: Tensor, generator: torch.Generator | None) -> Tensor:
         images = self.images[positions.to(self.images.device)].to(self.device)

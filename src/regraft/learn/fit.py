@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,20 +18,18 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from regraft.errors import Diverged
-from regraft.learn.batches import Batches, forward_in_chunks
+from regraft.learn.batches import Batches
+from regraft.learn.mixing import mix
+from regraft.learn.optimizers import climbed, learning_rate, make_optimizer
+from regraft.learn.predict import evaluate, mixed_precision
+from regraft.learn.progress import Checkpoint, Progress, cpu_state
+from regraft.learn.unlabelled import Guesses
 from regraft.seeding import derive, stream, torch_stream
 from regraft.spec import Recipe
 
 CHECKPOINT_SECONDS = 15.0  # a kill loses at most this and the epoch under way
-EVALUATION_BATCH = 256
 
-
-class Checkpoint(Protocol):
-    """Where a fit under way keeps its state."""
-
-    def save(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None: ...
-
-    def load(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None: ...
+Advance = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)
@@ -49,6 +46,14 @@ class Fit:
         return self.curve[self.epoch - 1]
 
 
+@dataclass(frozen=True)
+class Unlabelled:
+    """Images without labels, handed out changed a little (to guess their label) and a lot (to learn it)."""
+
+    weak: Batches
+    strong: Batches  # the same images
+
+
 def fit(
     model: nn.Module,
     train: Batches,
@@ -57,152 +62,190 @@ def fit(
     *,
     seed: int,
     device: torch.device,
+    unlabelled: Unlabelled | None = None,
     checkpoint: Checkpoint | None = None,
-    advance: Callable[[float, str], None] = lambda done, message: None,
+    advance: Advance = lambda done, message: None,
 ) -> Fit:
     """Train `model` by `recipe`; parameters without gradient stay as they are.
 
     validation: chooses the epoch if recipe.keep is "best", and is watched otherwise; never the test set.
+    unlabelled: what a recipe with `semi` learns from beside `train`.
     advance(done, message): called once a step with the share done.  Raises Diverged on a loss that is not finite."""
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = make_optimizer(model, recipe, device)
-    progress = _Progress(model, optimizer)
+    loop = _Loop(model, train, unlabelled, recipe, seed, device, advance)
+    progress = loop.progress
     if checkpoint is not None and (saved := checkpoint.load()) is not None:
         progress.restore(*saved)
     last_saved = time.monotonic()
     for epoch in range(len(progress.curve), recipe.epochs):
-        entry = _epoch(model, optimizer, train, recipe, progress, seed=seed, epoch=epoch, advance=advance)
-        if validation is not None:
-            entry["validation_loss"], entry["validation_accuracy"] = evaluate(model, validation)
-            if not math.isfinite(entry["validation_loss"]):
-                raise divergence("validation", entry["validation_loss"], epoch, recipe)
-        progress.finish_epoch(entry, keep=recipe.keep)
-        advance((epoch + 1) / recipe.epochs, _message(entry, recipe.epochs))
+        if progress.out_of_patience(recipe.patience):
+            break
+        entry = loop.epoch(epoch)
+        with progress.kept_weights():
+            if validation is not None:
+                loss, accuracy = evaluate(model, validation, flip=recipe.test_flip)
+                if not math.isfinite(loss):
+                    raise divergence("validation", loss, epoch, recipe)
+                entry |= {"validation_loss": loss, "validation_accuracy": accuracy}
+            progress.finish_epoch(entry, keep=recipe.keep)
+        advance((epoch + 1) / recipe.epochs, _message(progress.curve, recipe.epochs))
         due = time.monotonic() - last_saved > CHECKPOINT_SECONDS
         if checkpoint is not None and due and epoch + 1 < recipe.epochs:
             checkpoint.save(*progress.snapshot())
             last_saved = time.monotonic()
-    state = progress.best if progress.best else _cpu_state(model)
-    return Fit(state, progress.curve, progress.kept_epoch(recipe.keep), tuple(progress.notes))
+    with progress.kept_weights():
+        state = progress.best if progress.best else cpu_state(model)
+    return Fit(state, progress.curve, progress.kept_epoch(recipe.keep), tuple(progress.all_notes()))
 
 
-def _epoch(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    train: Batches,
-    recipe: Recipe,
-    progress: _Progress,
-    *,
-    seed: int,
-    epoch: int,
-    advance: Callable[[float, str], None],
-) -> dict[str, float]:
-    device = train.labels.device
-    steps = math.ceil(len(train) / recipe.batch_size)
-    order = stream(seed, "order", epoch).permutation(len(train))
-    augmentation = torch_stream(seed, "augment", epoch)
-    loss_sum = torch.zeros((), device=device)
-    hits = torch.zeros((), device=device)
-    model.train()
-    with own_randomness(seed, "dropout", epoch):
-        # Batches of nearly equal size: a rest of one image would break BatchNorm, a small one distorts it.
-        for step, chunk in enumerate(np.array_split(order, steps)):
-            done = (epoch * steps + step) / (recipe.epochs * steps)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(done, recipe)
-            positions = torch.from_numpy(chunk).to(device)
-            inputs, labels = train.take(positions, augmentation), train.labels[positions]
-            loss, right = _step(model, optimizer, inputs, labels, recipe, progress)
-            loss_sum += loss * len(chunk)
-            hits += right
-            advance(done, "")
-    mean_loss = float(loss_sum) / len(train)
-    if not math.isfinite(mean_loss):
-        raise divergence("training", mean_loss, epoch, recipe)
-    return {
-        "epoch": epoch + 1,
-        "lr": learning_rate(epoch / recipe.epochs, recipe),
-        "train_loss": mean_loss,
-        "train_accuracy": float(hits) / len(train),
-    }
+@dataclass(frozen=True)
+class _Batch:
+    """What one step, or a part of it, learns from."""
+
+    inputs: Tensor  # (n, ...)
+    labels: Tensor  # (n,)
+    others: Tensor  # (n,) labels of what was blended in
+    share: float  # of `labels` in the loss
+    weak: Tensor | None = None  # (m, ...) unlabelled images
+    strong: Tensor | None = None
+    places: Tensor | None = None  # (m,) which ones
+
+    def parts(self, count: int) -> Iterator[_Batch]:
+        """The batch in `count` pieces of nearly equal size."""
+
+        def cut(tensor: Tensor | None) -> tuple[Tensor | None, ...]:
+            return (None,) * count if tensor is None else tensor.tensor_split(count)
+
+        pieces = map(cut, (self.inputs, self.labels, self.others, self.weak, self.strong, self.places))
+        for x, y, z, weak, strong, places in zip(*pieces, strict=True):
+            assert x is not None
+            assert y is not None
+            assert z is not None
+            yield _Batch(x, y, z, self.share, weak, strong, places)
 
 
-def _step(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    inputs: Tensor,
-    labels: Tensor,
-    recipe: Recipe,
-    progress: _Progress,
-) -> tuple[Tensor, Tensor]:
-    """One optimiser step; when the device's memory is too small, in as many parts as it takes."""
-    while True:
-        try:
-            optimizer.zero_grad(set_to_none=True)
-            total = torch.zeros((), device=inputs.device)
-            right = torch.zeros((), device=inputs.device)
-            for x, y in zip(inputs.chunk(progress.parts), labels.chunk(progress.parts), strict=True):
-                with mixed_precision(inputs.device):
-                    logits = model(x)
-                    loss = cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
-                share = len(x) / len(inputs)
-                (loss * share).backward()  # type: ignore[no-untyped-call]
-                total += loss.detach() * share
-                right += (logits.detach().argmax(1) == y).sum()
-            optimizer.step()
-            return total, right
-        except torch.OutOfMemoryError:
-            if progress.parts * 2 > len(inputs):
-                raise
-            progress.parts *= 2
-            progress.notes.append(
-                f"out of memory: batches of {recipe.batch_size} go through in {progress.parts} parts, gradients "
-                "accumulated (BatchNorm sees the smaller parts)"
-            )
+class _Loop:
+    """One training: what stays the same from epoch to epoch."""
 
+    def __init__(
+        self,
+        model: nn.Module,
+        train: Batches,
+        unlabelled: Unlabelled | None,
+        recipe: Recipe,
+        seed: int,
+        device: torch.device,
+        advance: Advance,
+    ) -> None:
+        self.model, self.train, self.unlabelled, self.recipe = model, train, unlabelled, recipe
+        self.seed, self.device, self.advance = seed, device, advance
+        self.steps = math.ceil(len(train) / recipe.batch_size)  # of an epoch
+        self.optimizer = make_optimizer(model, recipe, device)
+        self.guesses = None if unlabelled is None else Guesses(len(unlabelled.weak), recipe, device)
+        self.progress = Progress(model, self.optimizer, self.guesses, recipe)
 
-def evaluate(model: nn.Module, batches: Batches) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy (a fraction), in evaluation mode."""
-    logits = predict(model, batches)
-    labels = batches.labels.cpu()
-    accuracy = float((logits.argmax(1) == labels).double().mean())
-    return float(cross_entropy(logits, labels)), accuracy
+    def epoch(self, epoch: int) -> dict[str, float]:
+        """Every training image once, in a new order."""
+        n = len(self.train)
+        order = torch.from_numpy(stream(self.seed, "order", epoch).permutation(n)).to(self.device)
+        loss_sum, hits = torch.zeros(2, device=self.device)
+        self.model.train()
+        with own_randomness(self.seed, "dropout", epoch):
+            # Batches of nearly equal size: a rest of one image would break BatchNorm, a small one distorts it.
+            for step, (positions, batch) in enumerate(self._batches(order, epoch)):
+                done = (epoch * self.steps + step) / (self.recipe.epochs * self.steps)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = learning_rate(done, self.recipe)
+                loss, right = self._step(batch)
+                if self.progress.average is not None:
+                    self.progress.average.update(epoch * self.steps + step)
+                loss_sum += loss * len(positions)
+                hits += right
+                self.advance(done, "")
+        mean_loss = float(loss_sum) / n
+        if not math.isfinite(mean_loss):
+            raise divergence("training", mean_loss, epoch, self.recipe)
+        entry = {
+            "epoch": epoch + 1,
+            "lr": learning_rate(epoch / self.recipe.epochs, self.recipe),
+            "train_loss": mean_loss,
+            "train_accuracy": float(hits) / n,
+        }
+        return entry if self.guesses is None else {**entry, "guessed": self.guesses.share()}
 
+    def _batches(self, order: Tensor, epoch: int) -> Iterator[tuple[Tensor, _Batch]]:
+        recipe, seed = self.recipe, self.seed
+        augmentation, mixing = torch_stream(seed, "augment", epoch), torch_stream(seed, "mix", epoch)
+        unlabelled = self._unlabelled_places(epoch)
+        for positions in order.tensor_split(self.steps):
+            inputs = self.train.take(positions, augmentation)
+            mixed = mix(inputs, self.train.labels[positions], recipe.mixup, recipe.cutmix, mixing)
+            batch = _Batch(mixed.inputs, mixed.labels, mixed.others, mixed.share)
+            if self.unlabelled is not None:
+                places = next(unlabelled)
+                weak = self.unlabelled.weak.take(places, augmentation)
+                strong = self.unlabelled.strong.take(places, augmentation)
+                batch = _Batch(batch.inputs, batch.labels, batch.others, batch.share, weak, strong, places)
+            yield positions, batch
 
-def predict(
-    model: nn.Module, batches: Batches, advance: Callable[[float, str], None] = lambda done, message: None
-) -> Tensor:
-    """Logits (n, classes), float32 on the CPU, in evaluation mode."""
-    model.eval()
-    parts: list[Tensor] = []
-    done = 0
+    def _unlabelled_places(self, epoch: int) -> Iterator[Tensor]:
+        """For each step of an epoch, `ratio` unlabelled images for each labelled one."""
+        if self.unlabelled is None:
+            return
+        count = len(self.unlabelled.weak)
+        wanted = self.recipe.ratio * len(self.train)
+        rng = stream(self.seed, "unlabelled", epoch)
+        drawn = [rng.permutation(count) for _ in range(math.ceil(wanted / count))]
+        places = torch.from_numpy(np.concatenate(drawn)[:wanted]).to(self.device)
+        yield from places.tensor_split(self.steps)
 
-    def forward(positions: Tensor) -> Tensor:
-        with mixed_precision(positions.device):
-            return model(batches.take(positions, None)).float().cpu()  # type: ignore[no-any-return]
+    def _step(self, batch: _Batch) -> tuple[Tensor, Tensor]:
+        """One optimiser step; when the device's memory is too small, in as many parts as it takes."""
+        progress = self.progress
+        while True:
+            try:
+                loss, right = self._gradient(batch)
+                if self.recipe.sam:
+                    with climbed(self.model, self.recipe.sam):
+                        self._gradient(batch)
+                self.optimizer.step()
+                return loss, right
+            except torch.OutOfMemoryError:
+                if progress.parts * 2 > len(batch.inputs):
+                    raise
+                progress.parts *= 2
+                progress.notes.append(
+                    f"out of memory: batches of {self.recipe.batch_size} go through in {progress.parts} parts, "
+                    "gradients accumulated (BatchNorm sees the smaller parts)"
+                )
 
-    with torch.inference_mode():
-        for logits in forward_in_chunks(len(batches), EVALUATION_BATCH, batches.labels.device, forward):
-            parts.append(logits)
-            done += len(logits)
-            advance(done / len(batches), "")
-    return torch.cat(parts)
+    def _gradient(self, batch: _Batch) -> tuple[Tensor, Tensor]:
+        """Fill the parameters' gradients; mean loss and number of right answers of the batch."""
+        self.optimizer.zero_grad(set_to_none=True)
+        total, right = torch.zeros(2, device=self.device)
+        for part in batch.parts(self.progress.parts):
+            with mixed_precision(self.device):
+                loss, logits = self._loss(part)
+            share = len(part.inputs) / len(batch.inputs)
+            (loss * share).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach() * share
+            right += (logits.detach().argmax(1) == part.labels).sum()
+        return total, right
 
-
-def make_optimizer(model: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
-    """Parameters with a gradient only; weight decay spares vectors: biases and the norms' scales and shifts."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    fused = device.type in ("cuda", "cpu")
-    if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=recipe.lr, fused=fused)
-    assert recipe.optimizer == "sgd", "lbfgs is solved, not stepped"
-    nesterov = recipe.momentum > 0
-    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=nesterov, fused=fused)
+    def _loss(self, part: _Batch) -> tuple[Tensor, Tensor]:
+        """Mean loss of a part, and the logits of its labelled images."""
+        smoothing = self.recipe.label_smoothing
+        if self.guesses is None or part.weak is None or part.strong is None or part.places is None:
+            logits = self.model(part.inputs)
+        else:  # together, so that BatchNorm sees one batch
+            together = self.model(torch.cat([part.inputs, part.weak, part.strong]))
+            logits, weak, strong = together.split([len(part.inputs), len(part.weak), len(part.strong)])
+        loss = part.share * cross_entropy(logits, part.labels, label_smoothing=smoothing)
+        if part.share < 1:
+            loss = loss + (1 - part.share) * cross_entropy(logits, part.others, label_smoothing=smoothing)
+        if self.guesses is not None and part.places is not None:
+            loss = loss + self.guesses.loss(weak.detach(), strong, part.places)
+        return loss, logits
 
 
 def divergence(which: str, loss: float, epoch: int, recipe: Recipe) -> Diverged:
@@ -211,22 +254,6 @@ def divergence(which: str, loss: float, epoch: int, recipe: Recipe) -> Diverged:
         f"the {which} loss became {loss} in epoch {epoch + 1} at learning rate up to {recipe.lr:g}; "
         "try a tenth of it, or warmup: 0.1"
     )
-
-
-def learning_rate(done: float, recipe: Recipe) -> float:
-    """Learning rate when the share `done` in [0, 1) of all steps is behind.
-
-    cosine: Loshchilov & Hutter 2017 (arXiv:1608.03983) without restarts.  one-cycle: up and down in straight lines
-    (Smith & Topin 2018, arXiv:1708.07120), a quarter of the steps up unless `warmup` says otherwise."""
-    warmup = recipe.warmup or (0.25 if recipe.schedule == "one-cycle" else 0.0)
-    if done < warmup:
-        return recipe.lr * max(done / warmup, 0.01)
-    rest = (done - warmup) / (1.0 - warmup)
-    if recipe.schedule == "constant":
-        return recipe.lr
-    if recipe.schedule == "one-cycle":
-        return recipe.lr * (1.0 - rest)
-    return recipe.lr * 0.5 * (1.0 + math.cos(math.pi * rest))
 
 
 @contextlib.contextmanager
@@ -238,73 +265,17 @@ def own_randomness(seed: int, name: str, *path: int) -> Iterator[None]:
         yield
 
 
-def mixed_precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """bf16 on GPUs that compute in it; float32 elsewhere (on CPUs bf16 was measured slower)."""
-    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-        return torch.autocast("cuda", dtype=torch.bfloat16)
-    return contextlib.nullcontext()
-
-
-class _Progress:
-    """All that a training carries from one epoch to the next, and how to write it down."""
-
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self.model, self.optimizer = model, optimizer
-        self.curve: list[dict[str, float]] = []
-        self.best: dict[str, Tensor] = {}  # state of the best epoch so far, if it is to be kept
-        self.best_epoch = 0
-        self.parts = 1  # of a batch, more than one after an out-of-memory
-        self.notes: list[str] = []
-
-    def finish_epoch(self, entry: dict[str, float], *, keep: str) -> None:
-        self.curve.append(entry)
-        if keep != "best" or "validation_accuracy" not in entry:
-            return
-        so_far = self.curve[self.best_epoch - 1]["validation_accuracy"] if self.best_epoch else -1.0
-        if entry["validation_accuracy"] > so_far:
-            self.best_epoch = len(self.curve)
-            self.best = _cpu_state(self.model)
-
-    def kept_epoch(self, keep: str) -> int:
-        return self.best_epoch if keep == "best" and self.best_epoch else len(self.curve)
-
-    def snapshot(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        tensors = {f"model/{k}": v for k, v in self.model.state_dict().items()}
-        tensors |= {f"best/{k}": v for k, v in self.best.items()}
-        for index, entry in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{index}/{k}": v for k, v in entry.items() if isinstance(v, Tensor)}
-        state = {
-            "curve": self.curve, "best_epoch": self.best_epoch, "parts": self.parts, "notes": self.notes,
-        }  # fmt: skip
-        return state, tensors
-
-    def restore(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        self.curve, self.best_epoch = state["curve"], state["best_epoch"]
-        self.parts, self.notes = state["parts"], state["notes"]
-        self.model.load_state_dict(_below("model/", tensors))
-        self.best = _below("best/", tensors)
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        inner: dict[int, dict[str, Tensor]] = {}
-        for name, value in _below("optimizer/", tensors).items():
-            index, _, key = name.partition("/")
-            like = parameters[int(index)]
-            # Momentum in the parameter's own memory order, as the fused optimisers expect it
-            value = torch.empty_like(like).copy_(value) if value.shape == like.shape else value
-            inner.setdefault(int(index), {})[key] = value
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": inner, "param_groups": groups})
-
-
-def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
-def _cpu_state(model: nn.Module) -> dict[str, Tensor]:
-    return {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
-
-
-def _message(entry: dict[str, float], epochs: int) -> str:
+def _message(curve: list[dict[str, float]], epochs: int) -> str:
+    entry = curve[-1]
     text = f"epoch {entry['epoch']:.0f}/{epochs}, loss {entry['train_loss']:.3f}"
     if "validation_accuracy" in entry:
         text += f", validation {100 * entry['validation_accuracy']:.1f} %"
+        text += f" {_line([e['validation_accuracy'] for e in curve])}"
     return text
+
+
+def _line(values: list[float], width: int = 16) -> str:
+    """The curve so far as a line of blocks, from 0 to its highest value: "▁▃▅▆▇█"."""
+    shown = [values[i * len(values) // width] for i in range(width)] if len(values) > width else values
+    top = max(*shown, 1e-9) if len(shown) > 1 else max(shown[0], 1e-9)
+    return "".join("▁▂▃▄▅▆▇█"[min(7, int(8 * value / top))] for value in shown) if len(values) > 1 else ""

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from regraft.errors import Diverged
-from regraft.learn.fit import Fit, divergence, learning_rate
+from regraft.learn.fit import Fit, divergence
+from regraft.learn.optimizers import learning_rate
 from regraft.seeding import stream, torch_stream
 from regraft.spec import Recipe
 

@@ -1,10 +1,11 @@
 """Study, Source, Target, Method, Head, Recipe, Run: frozen and validated."""
 
-from regraft.spec.models import Episodes, Grid, Head, Method, Preprocessing, Recipe, Row, Source, Target
+from regraft.spec.models import Episodes, Grid, Head, Method, Preprocessing, Row, Source, Target
+from regraft.spec.recipe import AS_IS, Augment, Recipe
 from regraft.spec.run import Run
 from regraft.spec.study import Study, presets
 
 __all__ = [
-    "Episodes", "Grid", "Head", "Method", "Preprocessing", "Recipe", "Row", "Run", "Source", "Study", "Target",
-    "presets",
+    "AS_IS", "Augment", "Episodes", "Grid", "Head", "Method", "Preprocessing", "Recipe", "Row", "Run", "Source",
+    "Study", "Target", "presets",
 ]  # fmt: skip

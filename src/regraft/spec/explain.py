@@ -8,7 +8,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from regraft.errors import StudyError, UnknownName, nearest
-from regraft.spec.models import Episodes, Grid, Head, Preprocessing, Recipe, Row, Source, Target
+from regraft.spec.models import Episodes, Grid, Head, Preprocessing, Row, Source, Target
+from regraft.spec.recipe import Recipe
 from regraft.spec.text import shown
 
 MOST_ERRORS = 20
@@ -34,7 +35,8 @@ def explain(error: ValidationError, top: Sequence[str]) -> StudyError:
 ELSEWHERE = {
     "learning_rate": "lr", "wd": "weight_decay", "l2": "weight_decay", "bs": "batch_size", "batch": "batch_size",
     "num_epochs": "epochs", "n_epochs": "epochs", "max_epochs": "epochs", "smoothing": "label_smoothing",
-    "scheduler": "schedule", "augmentation": "augment", "model": "network", "arch": "network", "backbone": "network",
+    "scheduler": "schedule", "augmentation": "augment", "ema_decay": "ema",
+    "model": "network", "arch": "network", "backbone": "network",
     "pretrained": "weights", "checkpoint": "weights", "dataset": "data", "shots": "per_class", "layer": "cut",
     "seed": "seeds", "name": "study", "title": "study", "classifier": "head",
 }  # fmt: skip

@@ -6,15 +6,13 @@ from collections.abc import Hashable
 from string import Formatter
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
+from regraft.spec.base import Model
 from regraft.spec.text import ClassName, Name, Text, shown
 
 Method = Literal["frozen", "finetune"]
-Augmentation = Literal["none", "flip", "crop-flip"]
 Pooling = Literal["average", "average-max", "grid-2", "grid-3", "grid-4"]
-Optimizer = Literal["sgd", "adamw", "lbfgs", "ridge", "none"]
-SOLVED = ("lbfgs", "ridge")  # optimizers that need no learning rate: a linear head's optimum is computed
 UNTRAINED = ("prototype", "knn")  # heads that are read off the training features
 MOST_IMAGES = 10**9
 MOST_DRAWN = 10**8  # images of all episodes of a seed: their positions are held in memory
@@ -37,12 +35,6 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Seeds = Annotated[tuple[Seed, ...], BeforeValidator(_as_list), Field(min_length=1), Distinct]
 Names = Annotated[tuple[Name, ...], BeforeValidator(_as_list), Field(min_length=1), Distinct]
 Choices = Annotated[tuple[Name, ...], BeforeValidator(_as_list), Distinct]
-
-
-class Model(BaseModel):
-    """Immutable; unknown fields are refused, so a typo never trains with a default."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Preprocessing(Model):
@@ -142,6 +134,11 @@ class Target(Model):
     episodes: Episodes | None = Field(
         default=None, description="few-shot episodes instead of one budget: ways, shots, queries, count"
     )
+    unlabelled: bool = Field(
+        default=False,
+        description="training images outside the budget may be used without their labels, by recipes with "
+        "`semi: fixmatch` or `flexmatch`",
+    )
 
     @model_validator(mode="after")
     def _one_budget(self) -> Target:
@@ -149,6 +146,12 @@ class Target(Model):
             raise ValueError("give `per_class` or `fraction`, not both (neither means all images)")
         if self.episodes is not None and (given := {"per_class", "fraction", "test_images"} & self.model_fields_set):
             raise ValueError(f"`episodes` say themselves how many images they take; remove {', '.join(sorted(given))}")
+        return self
+
+    @model_validator(mode="after")
+    def _unlabelled_rest(self) -> Target:
+        if self.unlabelled and (self.budget == "all" or self.episodes is not None):
+            raise ValueError("`unlabelled` images are those outside the budget; give `per_class` or `fraction`")
         return self
 
     @property
@@ -213,63 +216,6 @@ class Head(Model):
             if name != "kind" and value != field.default:
                 words.append(str(value) if name in ("pool", "neighbours") else f"{name}={value:g}")
         return " ".join(words)
-
-
-class Recipe(Model):
-    """How to train."""
-
-    optimizer: Optimizer = Field(
-        default="sgd",
-        description="for linear heads on a frozen trunk also lbfgs (logistic regression to its optimum) and ridge "
-        "(least squares, closed form); none: for heads without training (prototype, knn)",
-    )
-    epochs: int = Field(
-        default=10,
-        ge=1,
-        le=100_000,
-        description="passes over the training images; for lbfgs, iterations at most",
-    )
-    batch_size: int = Field(default=128, ge=1, le=1_000_000, description="images a step")
-    lr: float = Field(default=0.1, gt=0, le=1000, description="peak learning rate; a list is one recipe for each")
-    momentum: float = Field(default=0.9, ge=0, lt=1, description="of sgd, with Nesterov's correction")
-    weight_decay: float = Field(
-        default=5e-4,
-        ge=0,
-        le=1000,
-        description="pulls kernels and matrices towards 0; vectors (biases, norms' scales) are spared; the penalty of "
-        "lbfgs and ridge; a list is one recipe for each",
-    )
-    schedule: Literal["cosine", "constant", "one-cycle"] = Field(
-        default="cosine",
-        description="of the learning rate; one-cycle: a quarter of the steps up, then down to 0",
-    )
-    warmup: float = Field(default=0.0, ge=0, le=0.9, description="share of all steps with a rising learning rate")
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="share of each label spread evenly")
-    augment: Augmentation = Field(
-        default="none", description="crop-flip: reflect-pad by 1/8 of the side, random crop, horizontal flip"
-    )
-    views: int = Field(
-        default=0,
-        ge=0,
-        le=1000,
-        description="augmented views of each image whose features a frozen trunk caches, in place of running live in "
-        "every epoch (0)",
-    )
-    keep: Literal["last", "best"] = Field(
-        default="last", description="epoch to keep; best is chosen on validation only"
-    )
-    refit: bool = Field(
-        default=False,
-        description="once chosen on validation, train again on training and validation images together",
-    )
-
-    @model_validator(mode="after")
-    def _fitting(self) -> Recipe:
-        if self.views and self.augment == "none":
-            raise ValueError("`views` are augmented views; say how with `augment`, or remove `views`")
-        if self.refit and self.keep == "best":
-            raise ValueError("`refit` leaves no validation images to keep the best epoch by; use `keep: last`")
-        return self
 
 
 NO_RECIPE = "none"  # name of the recipe of heads without training

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from regraft.spec.models import Head, Method, Model, Recipe, Seed, Source, Target
+from regraft.spec.base import Model
+from regraft.spec.models import Head, Method, Seed, Source, Target
+from regraft.spec.recipe import Recipe
 
 
 class Run(Model):

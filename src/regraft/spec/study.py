@@ -12,8 +12,10 @@ import yaml
 from pydantic import Field, ValidationError, field_validator
 
 from regraft.errors import StudyCycle, StudyError, UnknownName, nearest
+from regraft.spec.base import Model
 from regraft.spec.explain import explain
-from regraft.spec.models import UNTRAINED, Grid, Model, Recipe, Row, Seeds, Source, Target
+from regraft.spec.models import UNTRAINED, Grid, Row, Seeds, Source, Target
+from regraft.spec.recipe import Recipe
 from regraft.spec.sweeps import expand_sweeps
 from regraft.spec.text import Name, Text, shown
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regraft.data import Dataset, Split, TestSplit, load_dataset, split_budget
-from regraft.errors import DataDamaged
+from regraft.errors import DataDamaged, TooFewImages
 from regraft.learn.backends import check_backend
 from regraft.learn.episodes import Episodes, draw_episodes
 from regraft.learn.hardware import choose_device, set_threads
@@ -128,6 +128,17 @@ class Bench:
         """The parts that the run trains on, and the one that it is watched on: after a refit, both and none."""
         train, held = self.parts(run)
         return ([train, held], None) if run.refit and held is not None else ([train], held)
+
+    def unlabelled(self, run: Run) -> Part:
+        """The training images that are in no part of the run's budget. Their labels are hidden: all -1."""
+        data = self.dataset(run)
+        drawn = np.concatenate(
+            [part.positions for part in self.parts(run) if part is not None and part.split == "train"]
+        )
+        rest = np.setdiff1d(data.train_indices, drawn)
+        if len(rest) == 0:
+            raise TooFewImages(f"target {run.target_name!r} takes every training image; none is left unlabelled")
+        return Part("train", rest, np.full(len(rest), -1, np.int64))
 
     def episodes(self, run: Run) -> Episodes:
         """The few-shot episodes of the run's target."""

@@ -8,7 +8,8 @@ from regraft.data import DatasetInfo
 from regraft.errors import DataError, StudyError, TooFewImages, UnknownName, WeightsError, nearest
 from regraft.networks import check_within, cuts_below, resolve_cut
 from regraft.spec import Run, Target
-from regraft.spec.models import SOLVED, UNTRAINED
+from regraft.spec.models import UNTRAINED
+from regraft.spec.recipe import SOLVED
 from regraft.study.keys import Keys, cacheable
 
 FALLBACK_SIZE = 224  # to name a network's cuts while its weights, which know their size, are not here
@@ -58,6 +59,14 @@ def _check_recipe(run: Run) -> None:
             f"with a number of augmented `views`; this row is {run.method}, head {head.kind}, augment "
             f"{recipe.augment}, views {recipe.views}. Use sgd or adamw, or set `views`."
         )
+    if (recipe.semi != "none") != run.target.unlabelled:
+        raise StudyError(
+            f"targets.{run.target_name}.unlabelled: {str(run.target.unlabelled).lower()}, but {where}.semi is "
+            f"{recipe.semi}. A recipe with `semi` learns from unlabelled images, and a target with `unlabelled` is "
+            "for such recipes alone, so that no row uses them unseen. Set both, or neither."
+        )
+    if recipe.patience and not run.target.holds_out:
+        raise StudyError(f"{where}.patience: it waits for a better epoch on validation images, and none are kept")
     if head.kind == "head2toe" and not cacheable(run):
         raise StudyError(f"{where}: a head2toe head needs cached features; set `views`, or augment: none")
     if recipe.views and not cacheable(run):

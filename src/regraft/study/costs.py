@@ -58,8 +58,10 @@ class Costs:
         below, whole, parameters = self._flops(run)
         above = max(0.0, whole - below) if run.head.kind == "rest" else 0.0
         once = below * (1 if run.method == "frozen" else BACKWARD) + above * BACKWARD
-        flops = epochs * (train * once + held * (below + above))
-        return Cost(SMALL + flops, epochs * (train + held), 4 * parameters + RECORD_BYTES)
+        recipe = run.recipe
+        shown = train * (1 + (2 * recipe.ratio if recipe.semi != "none" else 0)) * (2 if recipe.sam else 1)
+        flops = epochs * (shown * once + held * (below + above) * (2 if recipe.test_flip else 1))
+        return Cost(SMALL + flops, epochs * (shown + held), 4 * parameters + RECORD_BYTES)
 
     def _head_flops(self, run: Run, train: float, held: float) -> float:
         width, classes = self._width(run), self.classes(run)

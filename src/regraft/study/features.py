@@ -22,7 +22,7 @@ from regraft.learn.backends import Backend, choose_backend
 from regraft.learn.batches import ImageBatches
 from regraft.learn.features import extract
 from regraft.networks import Trunk, build, build_around, feature_name, load_body, pooled_body
-from regraft.spec import Run
+from regraft.spec import AS_IS, Run
 from regraft.study.bench import Bench
 from regraft.study.keys import Keys, cacheable
 from regraft.study.store import Payload, Scratch, key_of
@@ -228,7 +228,7 @@ def _images(task: FeatureTask, positions: Positions, bench: Bench) -> ImageBatch
         images,
         np.zeros(len(positions), np.int64),  # labels play no part
         bench.keys.preprocessing(task.run),
-        augmentation=task.run.recipe.augment if view else "none",
+        augmentation=task.run.recipe.augmentation if view else AS_IS,
         view=(view, positions) if view else None,
         device=bench.device,
     )

@@ -13,7 +13,8 @@ import torch
 from regraft.errors import Diverged
 from regraft.learn.fit import Fit
 from regraft.spec import Run
-from regraft.spec.models import SOLVED, UNTRAINED
+from regraft.spec.models import UNTRAINED
+from regraft.spec.recipe import SOLVED
 from regraft.study.bench import Bench
 from regraft.study.payload import fit_payload
 from regraft.study.solve import head_features, solve, training_features
@@ -45,9 +46,9 @@ def together(runs: Sequence[Run]) -> list[HeadTask]:
         if run.head.kind in UNTRAINED or run.target.episodes is not None:
             kin = run
         elif recipe.optimizer in SOLVED:
-            kin = (recipe.optimizer, recipe.epochs, recipe.augment, recipe.views)
+            kin = (recipe.optimizer, recipe.epochs, recipe.augmentation, recipe.views)
         elif run.head.kind != "mlp":
-            kin = ("steps", recipe.epochs, recipe.batch_size, recipe.augment, recipe.views)
+            kin = ("steps", recipe.epochs, recipe.batch_size, recipe.augmentation, recipe.views)
         groups.setdefault((run.cell, run.refit, kin), []).append(run)
     return [HeadTask(tuple(members)) for members in groups.values()]
 

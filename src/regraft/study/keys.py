@@ -176,7 +176,7 @@ class Keys:
             "stage": "features", "version": FEATURES_VERSION, "trunk": self.trunk(run), "network": network,
             "stem": stem, "cut": cut or self.cut(run), "pool": run.head.pool, "data": self.data_digest(run),
             "split": split, "preprocessing": self.preprocessing(run).model_dump(mode="json"),
-            "augment": {"kind": run.recipe.augment, "view": view} if view else None,
+            "augment": {**_augment(run.recipe), "view": view} if view else None,
         }  # fmt: skip
 
     def fit(self, run: Run) -> Spec:
@@ -190,6 +190,7 @@ class Keys:
                 "digest": self.data_digest(run), "classes": target.classes, "per_class": target.per_class,
                 "fraction": None if target.fraction == 1.0 else target.fraction, "validation": target.validation,
                 "episodes": None if target.episodes is None else target.episodes.model_dump(mode="json"),
+                **({"unlabelled": True} if run.recipe.semi != "none" else {}),
             },
             "recipe": _read_fields(run.recipe, RECIPE_FIELDS[run.recipe.optimizer]), "seed": run.seed,
             "refit": run.refit,
@@ -251,21 +252,33 @@ HEAD_FIELDS = {
     "linear": POOLED, "mlp": (*POOLED, "hidden", "dropout"), "rest": ("kind",), "prototype": POOLED,
     "knn": (*POOLED, "neighbours"), "head2toe": (*POOLED, "share", "lasso"),
 }  # fmt: skip
-STEPPED = tuple(name for name in Recipe.model_fields if name != "refit")
+STEPPED = tuple(name for name in Recipe.model_fields if name not in ("refit", "preset"))
+CHANGED = ("augment", "policy", "cutout")
 RECIPE_FIELDS = {
-    "sgd": STEPPED, "adamw": tuple(name for name in STEPPED if name != "momentum"),
-    "lbfgs": ("optimizer", "epochs", "weight_decay", "augment", "views"),
-    "ridge": ("optimizer", "weight_decay", "augment", "views"), "none": ("optimizer",),
+    "sgd": STEPPED, "sgdw": STEPPED, "adamw": tuple(name for name in STEPPED if name != "momentum"),
+    "lbfgs": ("optimizer", "epochs", "weight_decay", *CHANGED, "views"),
+    "ridge": ("optimizer", "weight_decay", *CHANGED, "views"), "none": ("optimizer",),
 }  # fmt: skip
+# Fields younger than version 2 of the fit: named only where they are used, so that they change no older key.
+YOUNGER = ("policy", "cutout", "mixup", "cutmix", "ema", "sam", "semi", "threshold", "ratio", "test_flip", "patience")
 
 
 def _read_fields(part: Head | Recipe, names: Sequence[str]) -> Spec:
     """What of a head or recipe determines a result: the others are never read, and change no key."""
-    return part.model_dump(mode="json", include=set(names))
+    fields = type(part).model_fields
+    unused = {name for name in YOUNGER if name in fields and getattr(part, name) == fields[name].default}
+    if isinstance(part, Recipe) and part.semi == "none":
+        unused |= {"threshold", "ratio"}
+    return part.model_dump(mode="json", include=set(names) - unused)
+
+
+def _augment(recipe: Recipe) -> Spec:
+    """Of an augmented view."""
+    younger = {"policy": recipe.policy, "cutout": recipe.cutout}
+    return {"kind": recipe.augment, **{name: value for name, value in younger.items() if value not in ("none", 0.0)}}
 
 
 def cacheable(run: Run) -> bool:
     """Whether the head can be trained on cached features: nothing random happens before or in a frozen trunk, or
     only a number of augmented views."""
-    still = run.recipe.augment == "none" or run.recipe.views > 0
-    return run.method == "frozen" and run.head.pools and still
+    return run.method == "frozen" and run.head.pools and not run.recipe.live

@@ -12,15 +12,17 @@ from torch import Tensor, nn
 
 from regraft.errors import Diverged, RunError
 from regraft.learn.batches import FeatureBatches
-from regraft.learn.fit import Fit, evaluate, fit
+from regraft.learn.fit import Fit, fit
 from regraft.learn.head2toe import SelectedFeatures, normalise_blocks, relevance, select
 from regraft.learn.logistic import logistic
 from regraft.learn.nearest import CosinePrototypes, NearestNeighbours, prototypes
+from regraft.learn.predict import evaluate
 from regraft.learn.ridge import ridge
 from regraft.learn.together import fit_together
 from regraft.networks import PooledHead, make_head
 from regraft.spec import Run
-from regraft.spec.models import SOLVED, UNTRAINED
+from regraft.spec.models import UNTRAINED
+from regraft.spec.recipe import SOLVED
 from regraft.study.bench import Bench, Part
 from regraft.study.features import read_features, training_views
 from regraft.study.store import Scratch

@@ -13,11 +13,11 @@ from torch import Tensor
 from regraft.errors import Diverged, FrozenTrunkMoved
 from regraft.learn.batches import FeatureBatches, ImageBatches
 from regraft.learn.episodes import EpisodeHead, run_episodes
-from regraft.learn.fit import fit, predict
+from regraft.learn.fit import Unlabelled, fit
+from regraft.learn.predict import predict
 from regraft.learn.score import score
 from regraft.networks import Grafted, graft, load_body
-from regraft.spec import Run, Source
-from regraft.spec.models import Augmentation
+from regraft.spec import AS_IS, Augment, Run, Source
 from regraft.study.bench import Bench, Part, own_names
 from regraft.study.features import test_positions
 from regraft.study.keys import cacheable
@@ -98,10 +98,10 @@ def _fit_network(run: Run, bench: Bench, scratch: Scratch, advance: Advance) -> 
     before = model.trunk.state_hash()
     found = fit(
         model,
-        _image_batches(run, parts, bench, augmentation=run.recipe.augment),
+        _image_batches(run, parts, bench, run.recipe.augmentation),
         None if held is None else _image_batches(run, [held], bench),
         run.recipe,
-        seed=run.seed, device=bench.device, checkpoint=scratch, advance=advance,
+        seed=run.seed, device=bench.device, unlabelled=_unlabelled(run, bench), checkpoint=scratch, advance=advance,
     )  # fmt: skip
     model.load_state_dict(found.state)
     after = model.trunk.state_hash()
@@ -124,9 +124,7 @@ def _grafted(run: Run, bench: Bench) -> Grafted:
     )  # fmt: skip
 
 
-def _image_batches(
-    run: Run, parts: Sequence[Part], bench: Bench, *, augmentation: Augmentation = "none"
-) -> ImageBatches:
+def _image_batches(run: Run, parts: Sequence[Part], bench: Bench, augmentation: Augment = AS_IS) -> ImageBatches:
     return ImageBatches(
         np.concatenate([bench.images(run, part.split)[part.positions] for part in parts]),
         np.concatenate([part.labels for part in parts]),
@@ -134,6 +132,14 @@ def _image_batches(
         augmentation=augmentation,
         device=bench.device,
     )
+
+
+def _unlabelled(run: Run, bench: Bench) -> Unlabelled | None:
+    """The training images outside the budget, changed as FixMatch does: a little, and a lot."""
+    if run.recipe.semi == "none":
+        return None
+    weak = _image_batches(run, [bench.unlabelled(run)], bench, Augment(run.recipe.augment))
+    return Unlabelled(weak, weak.changed(run.recipe.augmentation))
 
 
 def _test_logits(run: Run, bench: Bench, advance: Advance) -> Tensor:
@@ -151,7 +157,7 @@ def _test_logits(run: Run, bench: Bench, advance: Advance) -> Tensor:
         load_body(model.trunk.body, own, origin=run.row)
     model.head.load_state_dict(head_state)
     model.to(bench.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return predict(model, _image_batches(run, [scored], bench), advance)
+    return predict(model, _image_batches(run, [scored], bench), advance, flip=run.recipe.test_flip)
 
 
 # --- few-shot episodes ------------------------------------------------------------------------------------------

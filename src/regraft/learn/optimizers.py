@@ -1,0 +1,124 @@
+"""How a training steps: optimisers, the learning rate's course, sharpness-aware steps, averaged weights."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from regraft.spec import Recipe
+
+Groups = list[dict[str, Any]]
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
+    """Parameters with a gradient only; weight decay spares vectors: biases and the norms' scales and shifts."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups: Groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    fused = device.type in ("cuda", "cpu")
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=recipe.lr, fused=fused)
+    assert recipe.optimizer in ("sgd", "sgdw"), "lbfgs is solved, not stepped"
+    nesterov = recipe.momentum > 0
+    kind = torch.optim.SGD if recipe.optimizer == "sgd" else SgdW
+    return kind(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=nesterov, fused=fused)
+
+
+class SgdW(torch.optim.SGD):
+    """SGD whose weight decay stays out of the gradient, and so out of the momentum: p <- (1 - lr * decay) p, then a
+    step (Loshchilov & Hutter 2019, arXiv:1711.05101). A decay of 5e-4 in `sgd` with momentum 0.9 is about 5e-3 here.
+    """
+
+    def __init__(self, groups: Groups, **options: Any) -> None:
+        super().__init__(
+            [{**group, "weight_decay": 0.0, "decay": group["weight_decay"]} for group in groups], **options
+        )
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            if group["decay"]:
+                torch._foreach_mul_(group["params"], 1.0 - group["lr"] * group["decay"])
+        return super().step(closure)
+
+
+def learning_rate(done: float, recipe: Recipe) -> float:
+    """Learning rate when the share `done` in [0, 1) of all steps is behind.
+
+    cosine: Loshchilov & Hutter 2017 (arXiv:1608.03983) without restarts.  one-cycle: up and down in straight lines
+    (Smith & Topin 2018, arXiv:1708.07120), a quarter of the steps up unless `warmup` says otherwise."""
+    warmup = recipe.warmup or (0.25 if recipe.schedule == "one-cycle" else 0.0)
+    if done < warmup:
+        return recipe.lr * max(done / warmup, 0.01)
+    rest = (done - warmup) / (1.0 - warmup)
+    if recipe.schedule == "constant":
+        return recipe.lr
+    if recipe.schedule == "one-cycle":
+        return recipe.lr * (1.0 - rest)
+    return recipe.lr * 0.5 * (1.0 + math.cos(math.pi * rest))
+
+
+@contextlib.contextmanager
+def climbed(model: nn.Module, radius: float) -> Iterator[None]:
+    """The weights `radius` further along their gradient, for the second pass of a sharpness-aware step.
+
+    Foret et al. 2021 (arXiv:2010.01412). BatchNorm's running statistics are left alone meanwhile: they are those of
+    the weights that are kept. Afterwards the weights are, bit for bit, what they were; gradients are the caller's."""
+    moved: list[Tensor] = [p for p in model.parameters() if p.grad is not None]
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
+    momenta = [norm.momentum for norm in norms]
+    with torch.no_grad():
+        kept = [p.clone() for p in moved]
+        gradients = [p.grad for p in moved if p.grad is not None]
+        length = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        torch._foreach_add_(moved, list(torch._foreach_mul(gradients, radius / (length + 1e-12))))
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        with torch.no_grad():
+            torch._foreach_copy_(moved, kept)
+
+
+class Average:
+    """Moving average of a model's weights and of BatchNorm's statistics (Polyak & Juditsky 1992), kept on its device.
+
+    Early on the decay is (1 + step) / (10 + step), so that the random start is soon forgotten."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.live = {k: v for k, v in model.state_dict().items() if v.is_floating_point()}  # the model's own tensors
+        self.state = {k: v.clone() for k, v in self.live.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """After the step number `step`, counted from 0 over the whole training."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.state.values()), list(self.live.values()), 1.0 - decay)
+
+    @contextlib.contextmanager
+    def lent(self) -> Iterator[None]:
+        """The model has the average as its weights meanwhile."""
+        own = {k: v.clone() for k, v in self.live.items()}
+        self._fill(self.state)
+        try:
+            yield
+        finally:
+            self._fill(own)
+
+    @torch.no_grad()
+    def _fill(self, tensors: dict[str, Tensor]) -> None:
+        for name, tensor in self.live.items():
+            tensor.copy_(tensors[name])
