@@ -192,6 +192,12 @@ class Head(Model):
         default=1e-3, ge=0, le=1000, description="group penalty by which the head2toe head ranks features"
     )
 
+    start: Literal["random", "source"] = Field(
+        default="random",
+        description="source: begin with the head of the source run (the same classes and cut); fine-tuned after a "
+        "linear probe, this is LP-FT (Kumar et al. 2022)",
+    )
+
     @model_validator(mode="after")
     def _own_fields(self) -> Head:
         owners = {"hidden": "mlp", "dropout": "mlp", "neighbours": "knn", "share": "head2toe", "lasso": "head2toe"}
@@ -200,6 +206,8 @@ class Head(Model):
                 raise ValueError(f"`{field}` belongs to the {owners[field]} head, not to {self.kind}; remove it")
         if self.kind == "rest" and self.pool != "average":
             raise ValueError("a rest head takes the trunk's maps as they are; remove `pool`")
+        if self.start == "source" and self.kind not in ("linear", "mlp"):
+            raise ValueError(f"`start: source` hands on a linear or mlp head, this one is {self.kind}; remove it")
         return self
 
     @property
@@ -214,7 +222,8 @@ class Head(Model):
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
             if name != "kind" and value != field.default:
-                words.append(str(value) if name in ("pool", "neighbours") else f"{name}={value:g}")
+                shown = f"{value:g}" if isinstance(value, float) else str(value)
+                words.append(shown if name in ("pool", "neighbours") else f"{name}={shown}")
         return " ".join(words)
 
 

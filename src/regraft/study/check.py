@@ -78,6 +78,27 @@ def _check_recipe(run: Run) -> None:
         _check_episodes(run)
 
 
+def _check_start(run: Run, parent: Run | None, keys: Keys) -> None:
+    """A head that is handed on must fit where it is put."""
+    if parent is None:
+        raise StudyError(f"head.start: source, but source {run.source_name!r} is no run; name a source with `run:`")
+    if run.method == "frozen":
+        raise StudyError("head.start: source continues a head while the trunk learns too; set method: finetune")
+    theirs, ours = parent.head, run.head
+    same = (
+        (theirs.kind, theirs.pool, theirs.hidden) == (ours.kind, ours.pool, ours.hidden)
+        and (parent.target.data, parent.target.classes) == (run.target.data, run.target.classes)
+        and parent.target.episodes is None
+        and _resolved_cut(parent, keys) == _resolved_cut(run, keys)
+    )
+    if not same:
+        raise StudyError(
+            f"head.start: source, but the head of row {parent.row!r} ({theirs.label}, cut {parent.cut or 'all'}, "
+            f"{parent.target.data}) does not fit here ({ours.kind}, cut {run.cut or 'all'}, {run.target.data}); give "
+            "both rows the same kind of head, cut, data and classes"
+        )
+
+
 def _check_episodes(run: Run) -> None:
     """Thousands of heads on a few images each: those that are solved at once, on cached features."""
     solved = run.head.kind == "linear" and run.recipe.optimizer in SOLVED
@@ -162,6 +183,11 @@ def _labels_of_largest(target: Target, counts: Sequence[int]) -> int:
     return max(max(1, round(share * count)) for count in counts)
 
 
+def _resolved_cut(run: Run, keys: Keys) -> str:
+    network, stem = keys.network(run)
+    return resolve_cut(network, run.cut, image_size(run, keys), stem=stem).name
+
+
 def _check_cut(run: Run, keys: Keys) -> None:
     network, stem = keys.network(run)
     size = image_size(run, keys)
@@ -173,6 +199,8 @@ def _check_cut(run: Run, keys: Keys) -> None:
         except StudyError as error:
             raise StudyError(f"at cut {cut!r}: {error}") from None
     cell = keys.source_cell(run)
-    if cell is not None:
-        parent = keys.by_cell[cell][0]
+    parent = None if cell is None else keys.by_cell[cell][0]
+    if run.head.start == "source":
+        _check_start(run, parent, keys)
+    if parent is not None:
         check_within(network, stem, size, run.cut, source_cut=parent.cut, source_head=parent.head)

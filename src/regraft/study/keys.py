@@ -193,8 +193,13 @@ class Keys:
                 **({"unlabelled": True} if run.recipe.semi != "none" else {}),
             },
             "recipe": _read_fields(run.recipe, RECIPE_FIELDS[run.recipe.optimizer]), "seed": run.seed,
-            "refit": run.refit,
+            "refit": run.refit, **self._head_start(run),
         }  # fmt: skip
+
+    def _head_start(self, run: Run) -> Spec:
+        """The fit whose head is the first state of the run's; nothing for a head that starts at random."""
+        parent = self.parent(run) if run.head.start == "source" else None
+        return {} if parent is None else {"head_start": self.fit_key(parent)}
 
     def fit_key(self, run: Run) -> str:
         if run not in self._fit_keys:

@@ -16,7 +16,7 @@ from regraft.learn.episodes import EpisodeHead, run_episodes
 from regraft.learn.fit import Unlabelled, fit
 from regraft.learn.predict import predict
 from regraft.learn.score import score
-from regraft.networks import Grafted, graft, load_body
+from regraft.networks import Grafted, PooledHead, graft, load_body
 from regraft.spec import AS_IS, Augment, Run, Source
 from regraft.study.bench import Bench, Part, own_names
 from regraft.study.features import test_positions
@@ -118,10 +118,18 @@ def _fit_network(run: Run, bench: Bench, scratch: Scratch, advance: Advance) -> 
 
 def _grafted(run: Run, bench: Bench) -> Grafted:
     spec = bench.network(run)
-    return graft(
+    model = graft(
         spec.network, spec.stem, bench.source_state(run), run.cut, run.head, len(bench.dataset(run).classes),
         frozen=run.method == "frozen", seed=run.seed, image_size=bench.keys.preprocessing(run).image_size,
     )  # fmt: skip
+    parent = bench.keys.parent(run) if run.head.start == "source" else None
+    if parent is not None:
+        tensors = bench.store.tensors(bench.keys.fitted(parent))
+        assert isinstance(model.head, PooledHead)
+        # A head that was trained on cached features has no pooling of its own.
+        given = {k.removeprefix("head/").removeprefix("classify."): v for k, v in tensors.items() if k[:5] == "head/"}
+        model.head.classify.load_state_dict(given)
+    return model
 
 
 def _image_batches(run: Run, parts: Sequence[Part], bench: Bench, augmentation: Augment = AS_IS) -> ImageBatches:
