@@ -53,6 +53,11 @@ def _span(side: int, share: float, generator: torch.Generator) -> tuple[int, int
 
 
 def _beta(alpha: float, generator: torch.Generator) -> float:
-    """Beta(alpha, alpha), from this generator: x / (x + y) of two Gamma draws."""
-    x, y = torch._standard_gamma(torch.tensor([alpha, alpha], dtype=torch.float64), generator=generator).tolist()
-    return x / (x + y) if x + y > 0 else 0.5
+    """Beta(alpha, alpha), from this generator: x / (x + y) of two Gamma(alpha) draws, in logarithms.
+
+    Gamma(alpha) is Gamma(alpha + 1) * u ** (1 / alpha). For alpha below 0.01 both draws are often smaller than any
+    float, and their ratio would be 1/2, where nearly all of the distribution lies at 0 and 1."""
+    gammas = torch._standard_gamma(torch.full((2,), alpha + 1, dtype=torch.float64), generator=generator)
+    powers = torch.rand(2, dtype=torch.float64, generator=generator).neg().log1p() / alpha
+    x, y = gammas.log() + powers
+    return float(torch.sigmoid(x - y))
