@@ -1,6 +1,7 @@
 """Data sets as uint8 arrays, test splits that keep their labels, nested subsets.
 
-`regraft.data.augment` needs torch and is imported by itself.
+`regraft.data.augment` needs torch and is imported by itself. `regraft.data.pack` takes data to machines without a
+network.
 """
 
 from regraft.data.datasets import (

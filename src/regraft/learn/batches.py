@@ -1,9 +1,9 @@
-"""Labelled inputs in memory, handed out in batches: images (augmented, prepared) or cached features."""
+"""Labelled inputs, handed out in batches: images (augmented, prepared) or cached features."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regraft.data.augment import augment, augment_view, prepare
+from regraft.learn.rows import MEMORY_SHARE, Kept, Part, Rows, free_bytes, rows_of
 from regraft.spec import AS_IS, Augment, Preprocessing
 
 T = TypeVar("T")
@@ -47,11 +48,12 @@ def forward_in_chunks(count: int, size: int, device: torch.device, forward: Call
 class ImageBatches:
     """uint8 images (n, h, w, c), kept on the device if they fit; augmented and prepared there, batch by batch.
 
+    images: an array in memory, or `rows_of` arrays that may be larger than memory.
     view: (number, positions (n,) in the whole split) of an augmented view, in place of random augmentation."""
 
     def __init__(
         self,
-        images: NDArray[np.uint8],
+        images: NDArray[np.uint8] | Rows,
         labels: NDArray[np.int64],
         preprocessing: Preprocessing,
         *,
@@ -59,14 +61,31 @@ class ImageBatches:
         view: tuple[int, NDArray[np.int64]] | None = None,
         device: torch.device,
     ) -> None:
-        # (n, h, w, c) -> (n, c, h, w) as a view: the memory stays channels-last, which convolutions prefer
-        whole = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
+        self.rows = _in_memory(images, device) if isinstance(images, np.ndarray) else images
+        assert len(self.rows) == len(labels)
         self.device = device
-        self.images = whole.to(device) if _fits(whole, device) else whole
         self.labels = torch.from_numpy(np.asarray(labels, dtype=np.int64)).to(device)
         self.preprocessing = preprocessing
         self.augmentation = augmentation
         self.view = view
+
+    @classmethod
+    def of_parts(
+        cls,
+        parts: Sequence[Part],
+        labels: NDArray[np.int64],
+        preprocessing: Preprocessing,
+        *,
+        augmentation: Augment = AS_IS,
+        device: torch.device,
+        memory_bytes: int | None = None,
+    ) -> ImageBatches:
+        """The images of parts of memory-mapped splits, copied into memory only if they fit.
+
+        parts: (images of a whole split, positions in it), one after the other; labels: (n,) of all of them.
+        memory_bytes: see `rows_of`. Where the images lie changes no result."""
+        rows = rows_of(parts, device, memory_bytes)
+        return cls(rows, labels, preprocessing, augmentation=augmentation, device=device)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -78,7 +97,7 @@ class ImageBatches:
         return other
 
     def take(self, positions: Tensor, generator: torch.Generator | None) -> Tensor:
-        images = self.images[positions.to(self.images.device)].to(self.device)
+        images = self.rows.take(positions)
         if self.view is not None:
             number, places = self.view
             images = augment_view(images, self.augmentation, number, places[positions.cpu().numpy()])
@@ -87,12 +106,18 @@ class ImageBatches:
         return prepare(images, self.preprocessing)  # (n, 3, s, s) float32
 
 
-def _fits(images: Tensor, device: torch.device) -> bool:
-    """Whether the images may live on the device: networks and activations need most of its memory."""
-    if device.type != "cuda":
-        return True
-    free, _ = torch.cuda.mem_get_info(device)
-    return images.nbytes < free / 3
+def read_ahead(batches: Batches, coming: Sequence[Tensor]) -> None:
+    """Announce the positions that `take` will get next, as these very tensors, so that they are read beforehand.
+
+    Without it each batch of images that do not fit into memory is read when it is asked for."""
+    if isinstance(batches, ImageBatches):
+        batches.rows.expect(coming)
+
+
+def _in_memory(images: NDArray[np.uint8], device: torch.device) -> Kept:
+    whole = torch.from_numpy(np.ascontiguousarray(images))
+    fits = device.type != "cuda" or whole.nbytes <= free_bytes(device) * MEMORY_SHARE
+    return Kept(whole.to(device) if fits else whole, device)
 
 
 class FeatureBatches:
