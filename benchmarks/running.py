@@ -16,9 +16,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from regraft.data import home, load_dataset, split_budget
+from regraft.data.augment import channel_statistics
 from regraft.networks import obtain_weights
 from regraft.spec import Source
 
@@ -62,6 +64,19 @@ def write_peer_files(folder: Path, *, per_class: int, test_images: int, seed: in
     expected = weights.preprocessing
     words = {"mean": expected.mean, "std": expected.std, **task}
     (folder / "task.json").write_text(json.dumps(words))
+
+
+def write_training_images(folder: Path, count: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """The first `count` training images of CIFAR-10 and their labels, also written for the peers of train_cpu.py.
+
+    Fetches nothing: raises DataUnavailable if the set is not here."""
+    train = load_dataset("cifar10", offline=True).train
+    images, labels = np.array(train.images[:count]), np.array(train.labels[:count], dtype=np.int64)
+    np.save(folder / "train_images.npy", images)
+    np.save(folder / "train_labels.npy", labels)
+    mean, std = channel_statistics(images)
+    (folder / "task.json").write_text(json.dumps({"mean": mean, "std": std}))
+    return images, labels
 
 
 def environment(folder: Path, peers: list[str]) -> tuple[str, dict[str, str]]:
@@ -152,15 +167,22 @@ def command_line() -> str:
 def record(path: Path, rows: list[Timed], python: str, **more: object) -> None:
     """Everything of a benchmark as JSON: numbers of every round, versions, machine, command."""
     content = {
+        **circumstances(python),
+        **more,
+        "contenders": [{**asdict(row), "median": row.median} for row in rows],
+    }
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def circumstances(python: str) -> dict[str, object]:
+    """What belongs beside every number: command, day, machine, what else it was doing, versions."""
+    return {
         "command": command_line(),
         "created": time.strftime("%Y-%m-%d"),
         "machine": f"{platform.system()} {platform.machine()}, {_processor()}, {os.cpu_count()} cores",
         "load_before": LOAD_BEFORE,
         "versions": _versions(python),
-        **more,
-        "contenders": [{**asdict(row), "median": row.median} for row in rows],
     }
-    path.write_text(json.dumps(content, indent=1) + "\n")
 
 
 # Of the machine when the benchmark began: above about 0.3, somebody else was at work and the seconds say little.

@@ -13,6 +13,8 @@ from blocks import update
 
 from regraft.cli import app
 from regraft.spec import Episodes, Grid, Head, Preprocessing, Recipe, Row, Source, Study, Target
+from regraft.spec.recipe import SOLVED
+from regraft.spec.recipes import PRESETS, Way
 
 MODELS = {
     "The study": Study,
@@ -40,7 +42,7 @@ def commands(group: typer.Typer) -> Iterator[tuple[str, Callable[..., Any]]]:
     """("data get", function) of every command, groups opened."""
     for command in group.registered_commands:
         assert command.callback
-        yield command.name or command.callback.__name__, command.callback
+        yield command.name or command.callback.__name__.replace("_", "-"), command.callback
     for inner in group.registered_groups:
         assert inner.typer_instance
         for name, function in commands(inner.typer_instance):
@@ -94,6 +96,39 @@ def _json(value: object) -> str:
     return "none" if value is None else json.dumps(value, ensure_ascii=False)
 
 
+# What the presets are shown for: (in words, images, pixels, network, method)
+TASKS: list[tuple[str, int, int, str, Way]] = [
+    ("ResNet from scratch, 45,000 images of 32 px", 45_000, 32, "resnet18", "scratch"),
+    ("ResNet from scratch, 4,500 images of 32 px", 4_500, 32, "resnet18", "scratch"),
+    ("ResNet from scratch, 450 images of 32 px", 450, 32, "resnet18", "scratch"),
+    ("ResNet fine-tuned, 45,000 images of 32 px", 45_000, 32, "resnet50", "finetune"),
+    ("ResNet fine-tuned, 450 photographs", 450, 224, "resnet50", "finetune"),
+    ("ViT fine-tuned, 450 photographs", 450, 224, "vit_b_16", "finetune"),
+    ("linear head on a frozen trunk, 9,000 images", 9_000, 32, "resnet50", "frozen"),
+    ("linear head on a frozen trunk, 450 photographs", 450, 224, "resnet50", "frozen"),
+]
+
+
+def preset_reference() -> str:
+    """What each preset is for some tasks."""
+    rows = []
+    for words, images, image_size, network, method in TASKS:
+        made = [make(images=images, image_size=image_size, network=network, method=method) for make in PRESETS.values()]
+        rows.append((words, *map(_recipe, made)))
+    return _table(("task", *(f"`{name}`" for name in PRESETS)), rows)
+
+
+def _recipe(recipe: Recipe) -> str:
+    """The fields that are not as usual, the length and the rates."""
+    shown = ["epochs", "weight_decay"] if recipe.optimizer in SOLVED else ["epochs", "batch_size", "lr", "weight_decay"]
+    unlike = [
+        name for name, field in Recipe.model_fields.items()
+        if name not in ("optimizer", *shown) and getattr(recipe, name) != field.default
+    ]  # fmt: skip
+    fields = [f"{name} {_json(getattr(recipe, name)).strip(chr(34))}" for name in (*shown, *unlike)]
+    return ", ".join([recipe.optimizer, *fields])
+
+
 def _type(field: Mapping[str, Any]) -> str:
     if "$ref" in field:
         return str(field["$ref"]).split("/")[-1].lower()
@@ -134,6 +169,9 @@ def _cell(text: str) -> str:
 
 if __name__ == "__main__":
     update(
-        {"docs/cli.md": {"commands": cli_reference()}, "docs/study-file.md": {"fields": study_reference()}},
+        {
+            "docs/cli.md": {"commands": cli_reference()},
+            "docs/study-file.md": {"fields": study_reference(), "presets": preset_reference()},
+        },
         check="--check" in sys.argv[1:],
     )

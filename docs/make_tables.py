@@ -1,4 +1,4 @@
-"""Writes the README's table of results from recorded runs: `python docs/make_tables.py [--check]`.
+"""Writes the README's tables of results and of speed from recorded runs: `python docs/make_tables.py [--check]`.
 
 A recorded run is a `results.json` of `regraft run`, kept as `docs/records/NAME.json` without its large matrices:
 `python docs/make_tables.py --record regraft-NAME/results.json`. No number is typed.
@@ -16,37 +16,92 @@ from blocks import REPOSITORY, update
 from regraft.analysis.table import rows_table
 from regraft.show.figures import accuracy_by_cut, save
 from regraft.show.text import duration, percent
-from regraft.spec import presets
-from regraft.study.results import Results
+from regraft.spec import Study, presets
+from regraft.study.results import Cell, Results
 
 RECORDS = REPOSITORY / "docs" / "records"
+TARGETS = REPOSITORY / "docs" / "targets.json"  # what the project asks of the rows; everything else is measured
+NOT_MEASURED = "not measured"
+# seconds: of the chosen trainings of all seeds
+MEASURED = ("training images", "accuracy [95 % t]", "n", "device", "seconds")
 
 
 def results_block() -> str:
-    """A table for every record, in the order of the files' names."""
-    records = sorted(RECORDS.glob("*.json"))
-    return "\n\n".join(_record(path) for path in records) or "No run is recorded yet."
+    """A table for every record: the seven rows first (on a GPU, on a CPU), the others in the order of their names."""
+    recorded = {path.stem: path for path in sorted(RECORDS.glob("*.json"))}
+    first = ["cifar", "cifar-cpu"]
+    names = [*first, *(name for name in recorded if name not in first)]
+    tables = [_record(recorded[name]) if name in recorded else _unmeasured(name) for name in names]
+    others = [f"`{name}`" for name in presets() if name.startswith("cifar") and name not in names]
+    return "\n\n".join([*tables, *([f"{', '.join(others)}: {NOT_MEASURED}."] if others else [])])
 
 
 def _record(path: Path) -> str:
+    """The rows of a study as they were recorded."""
     results = Results.from_json(path)
+    cells: dict[str, list[Cell]] = {}
+    for cell in results.cells:
+        cells.setdefault(cell.row, []).append(cell)
     rows = rows_table(results)
-    with_original = any(row.original is not None for row in rows)
-    head = [
-        "row",
-        "training images",
-        "accuracy [95 % t]",
-        "n",
-        *(["original study"] if with_original else []),
+    measured = [
+        [
+            f"{row.train_images:,}" if row.train_images is not None else "",
+            row.summary.short() if row.summary else f"missing: {'; '.join(row.missing)}",
+            str(row.n),
+            ", ".join(dict.fromkeys(str(cell.cost["device"]) for cell in cells.get(row.name, []))),
+            _seconds(cells[row.name]) if row.name in cells else "",
+        ]
+        for row in rows
     ]
-    lines = [head, ["---"] * len(head)]
-    for row in rows:
-        accuracy = row.summary.short() if row.summary else f"missing: {'; '.join(row.missing)}"
-        images = f"{row.train_images:,}" if row.train_images is not None else ""
-        original = [percent(row.original)] if with_original else []
-        lines.append([row.name, images, accuracy, str(row.n), *original])
-    table = "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
-    return f"**{results.study.study}**: {results.study.question}\n\n{table}\n\n{_where(results, path)}"
+    chances = {row.name: row.chance for row in rows}
+    return _rows(results.study, measured, chances, _where(results, path))
+
+
+def _seconds(cells: list[Cell]) -> str:
+    seconds = sum(cell.cost["seconds"] for cell in cells)
+    return f"{seconds:,.1f}" if seconds >= 0.05 else "< 0.1"
+
+
+def _unmeasured(name: str) -> str:
+    """The rows of a shipped study that is not recorded: what they are to reach, and that nobody has measured it."""
+    study = Study.from_yaml(name)
+    measured = [[NOT_MEASURED] * len(MEASURED)] * len(study.all_rows())
+    return _rows(study, measured, {}, f"{NOT_MEASURED.capitalize()}: `regraft run {name}` on one GPU does it.")
+
+
+def _rows(study: Study, measured: list[list[str]], chances: dict[str, float | None], where: str) -> str:
+    """One table; chances: row -> accuracy by chance, where it is known."""
+    rows = study.all_rows()
+    targets = _targets(study)
+    columns: dict[str, list[str]] = {"row": [row.name for row in rows]}
+    columns |= {title: [line[i] for line in measured] for i, title in enumerate(MEASURED)}
+    if targets:
+        columns["target"] = [_goal(targets.get(row.name), chances.get(row.name)) for row in rows]
+    if any(row.original is not None for row in rows):
+        columns["original study"] = [percent(row.original) for row in rows]
+    lines = [list(columns), *map(list, zip(*columns.values(), strict=True))]
+    escaped = [[cell.replace("|", chr(92) + "|") for cell in line] for line in lines]
+    return f"**{study.study}**: {study.question}\n\n{_lines(escaped)}\n\n{where}"
+
+
+def _targets(study: Study) -> dict[str, dict[str, Any]]:
+    """Row's name -> what was asked of it. `docs/targets.json` names a row by its first word, its number."""
+    asked: dict[str, dict[str, Any]] = json.loads(TARGETS.read_text("utf-8")).get(study.study, {})
+    by_number = {row.name.split()[0]: row.name for row in reversed(study.all_rows())}
+    if lost := [number for number in asked if number not in by_number]:
+        raise SystemExit(f"docs/targets.json: {study.study} has no row {', '.join(lost)}")
+    return {by_number[number]: target for number, target in asked.items()}
+
+
+def _goal(target: dict[str, Any] | None, chance: float | None) -> str:
+    if target is None:
+        return "–"
+    if "points_below" in target:
+        return f"at most {100 * target['points_below']:g} points below row {target['row']}"
+    if "times_chance" in target:
+        goal = f"≥ {target['times_chance']} × chance"
+        return goal if chance is None else f"{goal} ({percent(target['times_chance'] * chance)})"
+    return f"≥ {percent(target['accuracy'])}"
 
 
 def _where(results: Results, path: Path) -> str:
@@ -61,24 +116,25 @@ def _where(results: Results, path: Path) -> str:
     command = f"regraft run {name}" if name in presets() else f"regraft run {name}.yaml"
     return (
         f"`{command}`; device {distinct('device')}, {distinct('threads')} threads, torch {torch_versions}; "
-        f"{duration(seconds)} of training for the scored cells; recorded in `docs/records/{path.name}`."
+        f"{duration(seconds)} of training for the scored cells (seconds: all seeds of a row; a frozen trunk's pass "
+        f"over the images, shared by rows, is not in them); recorded in `docs/records/{path.name}`."
     )
 
 
 def speed_block() -> str:
-    """Tables of the benchmarks of frozen trunks, from their records."""
-    tables = {
-        "frozen-job": _contenders, "frozen-study": _contenders, "extract": _rates, "memory": _peaks,
-    }  # fmt: skip
+    """Tables of the benchmarks from their records; what is not recorded is left out."""
     parts = []
-    for name, table in tables.items():
+    for name, tables in SPEED.items():
         path = RECORDS / "benchmarks" / f"{name}.json"
-        if not path.is_file():  # not recorded yet
+        if not path.is_file():
             continue
         content = json.loads(path.read_text("utf-8"))
-        title, lines, where = table(content)
-        parts.append(f"**{title}**\n\n{_lines(lines)}\n\n`{content['command']}`; {where}; recorded in "
-                     f"`docs/records/benchmarks/{path.name}`.")  # fmt: skip
+        for part, table in tables.items():
+            if part and part not in content:  # a section that was not asked for
+                continue
+            title, lines, where = table(content)
+            parts.append(f"**{title}**\n\n{_lines(lines)}\n\n`{content['command']}`; {where}; recorded in "
+                         f"`docs/records/benchmarks/{path.name}`.")  # fmt: skip
     return "\n\n".join(parts)
 
 
@@ -118,6 +174,63 @@ def _peaks(content: dict[str, Any]) -> tuple[str, Lines, str]:
     """Peak resident memory of the whole process, stage by stage."""
     lines = [["stage", "peak memory"], *([stage, f"{gib:.2f} GiB"] for stage, gib in content["peak_gib"].items())]
     return f"Memory: {content['images']:,} images", lines, f"{content['machine']}, {content['cores']} cores"
+
+
+def _training(content: dict[str, Any]) -> tuple[str, Lines, str]:
+    """Images a second of whole training, and how many times as fast regraft was in the same round."""
+    lines = [["contender", "images/s (range)", "regraft is × times as fast (range)", "target"]]
+    for row in content["contenders"]:
+        ratio = "" if row["name"] == "regraft" else _spread(row["ratio"], 2)
+        target = "" if row["target"] is None else f"≥ {row['target']:.2f}"
+        lines.append([row["name"], _spread(row, 0), ratio, target])
+    where = (
+        f"{_machine(content)}, {content['threads']} threads, medians of {content['rounds']} rounds of "
+        f"{content['images']:,} images"
+    )
+    return f"Training on the CPU: {content['job']}", lines, where
+
+
+def _precision(content: dict[str, Any]) -> tuple[str, Lines, str]:
+    """float32 and bfloat16 on the CPU."""
+    found = content["bf16"]
+    lines = [["ResNet-18, 32 px, batch 128", "float32, images/s", "bfloat16, images/s", "bfloat16 is × times as fast"]]
+    for kind in ("training", "answers"):
+        row = found[kind]
+        lines.append([kind, *(_spread(row[name], 0) for name in ("float32", "bfloat16")), _spread(row["ratio"], 2)])
+    hardware = ", ".join(found["bf16_in_hardware"]) or "none"
+    where = (
+        f"{_machine(content)}, bfloat16 in hardware: {hardware}; logits at most {found['max_deviation']:.3f} of their "
+        f"standard deviation apart, the same answer for {percent(found['same_answer'])}"
+    )
+    return "bfloat16 on the CPU", lines, where
+
+
+def _orders(content: dict[str, Any]) -> tuple[str, Lines, str]:
+    """Steps of training in both memory orders."""
+    names = ("channels_last", "contiguous")
+    lines = [["network, batch", *(f"{name}, images/s" for name in names), "channels_last is × times as fast"]]
+    for row in content["memory_order"]:
+        speeds = [_spread(row[name], 0) for name in names]
+        lines.append([f"{row['network']}, {row['batch']}", *speeds, _spread(row["ratio"], 2)])
+    return "Memory order in training on the CPU, 32 px", lines, _machine(content)
+
+
+def _machine(content: dict[str, Any]) -> str:
+    return f"{content['machine']}, torch {content['versions']['torch']}"
+
+
+def _spread(values: dict[str, Any], digits: int) -> str:
+    return f"{values['median']:,.{digits}f} ({values['min']:,.{digits}f} to {values['max']:,.{digits}f})"
+
+
+# record -> section of it ("": the whole) -> its table
+SPEED = {
+    "frozen-job": {"": _contenders},
+    "frozen-study": {"": _contenders},
+    "extract": {"": _rates},
+    "memory": {"": _peaks},
+    "train-cpu": {"contenders": _training, "bf16": _precision, "memory_order": _orders},
+}
 
 
 def _lines(lines: Lines) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from regraft import cli_data
 from regraft.errors import RegraftError, StudyError
 
 if TYPE_CHECKING:
@@ -29,10 +30,12 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="The image data sets: what there is, fetch one, look at one.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+cli_data.add_to(data_app)
 
 
 Device = StrEnum("Device", ["auto", "cpu", "cuda", "mps"])
 ExecutorName = StrEnum("ExecutorName", ["serial", "processes"])
+MechanismName = StrEnum("MechanismName", ["auto", "eager", "compile", "graphs"])
 BackendName = StrEnum("BackendName", ["auto", "eager", "fused", "inductor", "onnxruntime"])
 Stem = StrEnum("Stem", ["imagenet", "cifar"])  # the first layers of a ResNet
 
@@ -103,6 +106,10 @@ def run(
         BackendName,
         typer.Option(help="of feature extraction; auto: the fastest that agrees with eager, which is plain PyTorch"),
     ] = BackendName.auto,
+    mechanism: Annotated[
+        MechanismName,
+        typer.Option(help="of training; auto: eager on a CPU, else the fastest by a measured break-even"),
+    ] = MechanismName.auto,
     executor: Annotated[
         ExecutorName, typer.Option(help="processes: several runs at once on this machine")
     ] = ExecutorName.serial,
@@ -126,19 +133,52 @@ def run(
     wishes = Wishes(
         out=out or Path(f"regraft-{chosen.study}"), device=device.value, threads=threads, offline=offline,
         workers=workers if executor is ExecutorName.processes else 0, quiet=quiet, as_json=as_json,
-        minutes=minutes, backend=backend.value,
+        minutes=minutes, backend=backend.value, mechanism=mechanism.value,
     )  # fmt: skip
     raise typer.Exit(execute(chosen, _open_store(store), wishes))
 
 
 @app.command()
 def plan(study: StudyName, store: StoreFolder = None) -> None:
-    """Check a study and show what it would do: runs, shared steps, what the store has, images, disk, time."""
+    """Check a study and show what it would do: runs, shared steps, what the store has, images, disk, time, and what
+    each recipe made from a preset is."""
     chosen = _read_study(study)
+    from regraft.study import presets
+    from regraft.study.plan import plan as runs_of
     from regraft.study.planning import estimate
 
-    for line in estimate(chosen, _open_store(store)).lines():
+    for line in [*estimate(chosen, _open_store(store)).lines(), *presets.told(chosen, runs_of(chosen))]:
         typer.echo(line)
+
+
+@app.command()
+def lr_find(
+    study: StudyName,
+    row: Annotated[str, typer.Argument(metavar="ROW", help="name of a row of the study")],
+    recipe: Annotated[str | None, typer.Option(help="which of the row's recipes; default: its first")] = None,
+    steps: Annotated[int, typer.Option(min=20, help="mini-batches at most")] = 100,
+    out: Annotated[Path | None, typer.Option(help="file of the figure: .svg, .png, .pdf or .html")] = None,
+    store: StoreFolder = None,
+    device: Annotated[Device, typer.Option(help="where to compute; auto: cuda, else mps, else cpu")] = Device.auto,
+    offline: Annotated[bool, typer.Option("--offline", help="use only data and weights already here")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find a learning rate for a row: let it rise over some mini-batches of its training images, and watch the loss.
+
+    Validation and test images are not looked at, and nothing is kept but the figure.
+    """
+    chosen = _read_study(study)
+    from regraft import cli_text
+    from regraft.study.lr_find import find_learning_rate
+
+    with cli_text.share_bar(row) as advance:
+        run, found = find_learning_rate(
+            chosen, row, _open_store(store),
+            recipe=recipe, steps=steps, device=device.value, offline=offline, advance=advance,
+        )  # fmt: skip
+    cli_text.show_rates_json(run, found) if as_json else cli_text.show(cli_text.rates_text(chosen, run, found))
+    if out:
+        cli_text.draw_rates(run, found, out)
 
 
 @app.command()

@@ -38,6 +38,7 @@ class Wishes:
     threads: int | None
     offline: bool
     backend: str  # of feature extraction
+    mechanism: str  # of training
     workers: int  # 0: one step at a time, in this process
     quiet: bool
     as_json: bool
@@ -80,7 +81,7 @@ def _computed(study: Study, store: Store, wishes: Wishes, report: Report) -> Res
     return run_study(
         study, store, executor,
         report=report, device=wishes.device, threads=wishes.threads, offline=wishes.offline,
-        backend=wishes.backend,
+        backend=wishes.backend, mechanism=wishes.mechanism,
     )  # fmt: skip
 
 

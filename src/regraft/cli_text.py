@@ -5,21 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib import resources
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from regraft.errors import UnknownName, nearest
+from regraft.errors import StoreError, UnknownName, nearest
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from regraft.data import DatasetInfo
     from regraft.doctor import Finding
+    from regraft.learn.lr_find import LearningRates
     from regraft.networks import CutPoint
+    from regraft.spec import Run, Study
     from regraft.study.results import Results
     from regraft.study.store import Artifact
 
@@ -32,7 +36,7 @@ def show(content: RenderableType) -> None:
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: str = "") -> Table:
     """`right`: the columns to align right, by name, separated by blanks."""
-    made = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    made = Table(title=escape(title), title_justify="left", box=None, header_style="bold", pad_edge=False)
     for name in columns:
         made.add_column(name, justify="right" if name in right.split() else "left", overflow="fold")
     for row in rows:
@@ -204,6 +208,54 @@ def transfer_bar(name: str) -> Iterator[Callable[[int, int | None], None]]:
             progress.update(task, completed=done, total=total)
 
         yield report
+
+
+@contextmanager
+def share_bar(name: str) -> Iterator[Callable[[float, str], None]]:
+    """The same for advance(share done, message)."""
+    with transfer_bar(name) as report:
+        yield lambda done, message: report(round(1000 * done), 1000)
+
+
+def rates_text(study: Study, run: Run, found: LearningRates) -> Group:
+    """What the learning rates of a range test are worth, which ones it suggests, and what to write."""
+    last = len(found.rates) - 1
+    shown = sorted({*range(0, last, max(1, last // 12)), last, *map(found.rates.index, (found.steepest, found.lowest))})
+    marks = {found.steepest: "falls fastest", found.lowest: "lowest: too high to train with"}
+    rows = [(f"{found.rates[i]:.2g}", f"{found.smoothed[i]:.3f}", marks.get(found.rates[i], "")) for i in shown]
+    low, high = sorted((found.steepest, found.tenth))
+    chooses = run.target.holds_out and f"{low:.2g}" != f"{high:.2g}"
+    end = "stopped: the loss rose to four times its lowest" if found.stopped else "up to the highest rate"
+    return Group(
+        table(f"{run.label}: {len(found.rates)} mini-batches, {end}", ("lr", "smoothed loss", ""), rows,
+              right="lr loss"),
+        Text(f"\nSuggested: {found.steepest:.2g} (the loss falls fastest), {found.tenth:.2g} (a tenth of the rate at "
+             "the lowest loss)."),
+        Text(f"Under `recipes` in the study file: {_with_rate(study, run, f'{low:.2g}')}"),
+        *([Text(f"To let validation choose: {_with_rate(study, run, f'[{low:.2g}, {high:.2g}]')}")] if chooses else []),
+    )  # fmt: skip
+
+
+def _with_rate(study: Study, run: Run, rate: str) -> str:
+    """`fast: {preset: fast, lr: 0.01}`, or `mine: {..., lr: 0.01}` for a recipe that is written out."""
+    own = "..." if run.recipe_name in study.recipes else f"preset: {run.recipe_name}"
+    return f"{run.recipe_name}: {{{own}, lr: {rate}}}"
+
+
+def show_rates_json(run: Run, found: LearningRates) -> None:
+    """Every step of a range test, and what it suggests, as JSON."""
+    told = {"row": run.row, "seed": run.seed, "recipe": run.recipe_name, **asdict(found), "tenth": found.tenth}
+    print(json.dumps(told, indent=2))
+
+
+def draw_rates(run: Run, found: LearningRates, file: Path) -> None:
+    """Write the figure of a range test. Raises StoreError where nothing can be written."""
+    from regraft.show.figures import lr_curve, save
+
+    try:
+        save(lr_curve(found, run.label), file)
+    except OSError as error:
+        raise StoreError(f"cannot write {file}: {error.strerror or error}; name another file with --out") from error
 
 
 def doctor_table(findings: Sequence[Finding]) -> Table:

@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 import pytest
 
 from regraft.errors import UnknownName
+from regraft.learn.lr_find import LearningRates
 from regraft.show import figures
 from regraft.study.results import Results
 from tests.unit.show_example import HOSTILE, cell, grid_of_cuts, hostile, seven_rows
@@ -87,6 +88,20 @@ def test_figures_have_a_title_and_a_description(make: Any) -> None:
     made = figures.spec(make(grid_of_cuts()))
     assert made["title"]
     assert len(made["description"]) > 20
+
+
+def test_learning_rates_are_drawn_with_both_suggestions_told_by_dash_and_colour() -> None:
+    rates = tuple(10.0**i for i in range(-6, 1))
+    losses = (2.3, 2.3, 2.2, 1.5, 0.9, 2.0, 9.0)
+    found = LearningRates(rates, losses, losses, steepest=1e-3, lowest=1e-2, stopped=True)
+    made = figures.spec(figures.lr_curve(found, HOSTILE))
+    points, line, rules = made["layer"]
+    assert [entry["rate"] for entry in points["data"]["values"]] == list(rates)
+    assert line["encoding"]["x"]["scale"]["type"] == "log"
+    assert [mark["rate"] for mark in rules["data"]["values"]] == pytest.approx([1e-3, 1e-3])
+    assert {"color", "strokeDash"} <= rules["encoding"].keys()
+    assert "falls fastest: 0.001" in made["description"]
+    assert ElementTree.fromstring(figures.svg(figures.lr_curve(found, HOSTILE))) is not None
 
 
 def luminance(colour: str) -> float:

@@ -10,7 +10,8 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from regraft.errors import Diverged
-from regraft.learn.batches import Batches
+from regraft.learn.batches import Batches, read_ahead
+from regraft.learn.graphs import Forward
+from regraft.learn.mechanisms import check_wish, choose
 from regraft.learn.mixing import mix
 from regraft.learn.optimizers import climbed, learning_rate, make_optimizer
 from regraft.learn.predict import evaluate, mixed_precision
@@ -40,6 +43,7 @@ class Fit:
     curve: list[dict[str, float]]  # per epoch: epoch, lr, train_loss, train_accuracy, validation_*
     epoch: int  # the kept one, counted from 1
     notes: tuple[str, ...]
+    mechanism: dict[str, Any] = field(default_factory=dict)  # how the network was run, and why; determines nothing
 
     @property
     def kept(self) -> dict[str, float]:
@@ -63,6 +67,7 @@ def fit(
     seed: int,
     device: torch.device,
     unlabelled: Unlabelled | None = None,
+    mechanism: str = "auto",
     checkpoint: Checkpoint | None = None,
     advance: Advance = lambda done, message: None,
 ) -> Fit:
@@ -70,24 +75,28 @@ def fit(
 
     validation: chooses the epoch if recipe.keep is "best", and is watched otherwise; never the test set.
     unlabelled: what a recipe with `semi` learns from beside `train`.
+    mechanism: of `learn.mechanisms`; auto is the fastest by measure, and eager on a CPU.
     advance(done, message): called once a step with the share done.  Raises Diverged on a loss that is not finite."""
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     loop = _Loop(model, train, unlabelled, recipe, seed, device, advance)
     progress = loop.progress
     if checkpoint is not None and (saved := checkpoint.load()) is not None:
         progress.restore(*saved)
+    loop.choose(mechanism, epochs_left=recipe.epochs - len(progress.curve))
     last_saved = time.monotonic()
     for epoch in range(len(progress.curve), recipe.epochs):
         if progress.out_of_patience(recipe.patience):
             break
         entry = loop.epoch(epoch)
-        with progress.kept_weights():
-            if validation is not None:
+        if validation is None:
+            progress.curve.append(entry)
+        else:
+            with progress.kept_weights():
                 loss, accuracy = evaluate(model, validation, flip=recipe.test_flip)
                 if not math.isfinite(loss):
                     raise divergence("validation", loss, epoch, recipe)
                 entry |= {"validation_loss": loss, "validation_accuracy": accuracy}
-            progress.finish_epoch(entry, keep=recipe.keep)
+                progress.finish_epoch(entry, keep=recipe.keep)
         advance((epoch + 1) / recipe.epochs, _message(progress.curve, recipe.epochs))
         due = time.monotonic() - last_saved > CHECKPOINT_SECONDS
         if checkpoint is not None and due and epoch + 1 < recipe.epochs:
@@ -95,7 +104,8 @@ def fit(
             last_saved = time.monotonic()
     with progress.kept_weights():
         state = progress.best if progress.best else cpu_state(model)
-    return Fit(state, progress.curve, progress.kept_epoch(recipe.keep), tuple(progress.all_notes()))
+    notes = tuple(progress.all_notes())
+    return Fit(state, progress.curve, progress.kept_epoch(recipe.keep), notes, loop.mechanism)
 
 
 @dataclass(frozen=True)
@@ -143,16 +153,39 @@ class _Loop:
         self.optimizer = make_optimizer(model, recipe, device)
         self.guesses = None if unlabelled is None else Guesses(len(unlabelled.weak), recipe, device)
         self.progress = Progress(model, self.optimizer, self.guesses, recipe)
+        self.forward: Forward = model
+        self.mechanism: dict[str, Any] = {}
+
+    def choose(self, wish: str, *, epochs_left: int) -> None:
+        """How the network is run from here on: eager, compiled or as graphs."""
+        check_wish(wish, self.device)
+        if self.guesses is not None or epochs_left <= 0:
+            return  # labelled and unlabelled images together: batches of another size
+        self.model.train()
+        _, batch = next(self._batches(self._order(0), 0))
+
+        def step(forward: Forward) -> None:
+            self.forward = forward
+            self._gradient(batch)
+
+        chosen = choose(
+            self.model, batch.inputs, steps_left=epochs_left * self.steps, step=step, device=self.device, wish=wish,
+            batch_sizes=1 if len(self.train) % self.steps == 0 else 2,
+        )  # fmt: skip
+        self.optimizer.zero_grad(set_to_none=True)
+        self.forward, self.mechanism = chosen.forward, chosen.record
+
+    def _order(self, epoch: int) -> Tensor:
+        return torch.from_numpy(stream(self.seed, "order", epoch).permutation(len(self.train))).to(self.device)
 
     def epoch(self, epoch: int) -> dict[str, float]:
         """Every training image once, in a new order."""
         n = len(self.train)
-        order = torch.from_numpy(stream(self.seed, "order", epoch).permutation(n)).to(self.device)
         loss_sum, hits = torch.zeros(2, device=self.device)
         self.model.train()
         with own_randomness(self.seed, "dropout", epoch):
             # Batches of nearly equal size: a rest of one image would break BatchNorm, a small one distorts it.
-            for step, (positions, batch) in enumerate(self._batches(order, epoch)):
+            for step, (positions, batch) in enumerate(self._batches(self._order(epoch), epoch)):
                 done = (epoch * self.steps + step) / (self.recipe.epochs * self.steps)
                 for group in self.optimizer.param_groups:
                     group["lr"] = learning_rate(done, self.recipe)
@@ -177,7 +210,9 @@ class _Loop:
         recipe, seed = self.recipe, self.seed
         augmentation, mixing = torch_stream(seed, "augment", epoch), torch_stream(seed, "mix", epoch)
         unlabelled = self._unlabelled_places(epoch)
-        for positions in order.tensor_split(self.steps):
+        steps = order.tensor_split(self.steps)
+        read_ahead(self.train, steps)
+        for positions in steps:
             inputs = self.train.take(positions, augmentation)
             mixed = mix(inputs, self.train.labels[positions], recipe.mixup, recipe.cutmix, mixing)
             batch = _Batch(mixed.inputs, mixed.labels, mixed.others, mixed.share)
@@ -197,7 +232,9 @@ class _Loop:
         rng = stream(self.seed, "unlabelled", epoch)
         drawn = [rng.permutation(count) for _ in range(math.ceil(wanted / count))]
         places = torch.from_numpy(np.concatenate(drawn)[:wanted]).to(self.device)
-        yield from places.tensor_split(self.steps)
+        steps = places.tensor_split(self.steps)
+        read_ahead(self.unlabelled.weak, steps)
+        yield from steps
 
     def _step(self, batch: _Batch) -> tuple[Tensor, Tensor]:
         """One optimiser step; when the device's memory is too small, in as many parts as it takes."""
@@ -229,17 +266,18 @@ class _Loop:
             share = len(part.inputs) / len(batch.inputs)
             (loss * share).backward()  # type: ignore[no-untyped-call]
             total += loss.detach() * share
-            right += (logits.detach().argmax(1) == part.labels).sum()
+            right += (logits.detach().argmax(1) == (part.labels if part.share >= 0.5 else part.others)).sum()
         return total, right
 
     def _loss(self, part: _Batch) -> tuple[Tensor, Tensor]:
         """Mean loss of a part, and the logits of its labelled images."""
         smoothing = self.recipe.label_smoothing
         if self.guesses is None or part.weak is None or part.strong is None or part.places is None:
-            logits = self.model(part.inputs)
+            logits = self.forward(part.inputs)
         else:  # together, so that BatchNorm sees one batch
-            together = self.model(torch.cat([part.inputs, part.weak, part.strong]))
-            logits, weak, strong = together.split([len(part.inputs), len(part.weak), len(part.strong)])
+            together = self.forward(torch.cat([part.inputs, part.weak, part.strong]))
+            sizes = [len(part.inputs), len(part.weak), len(part.strong)]
+            logits, weak, strong = torch.split(together, sizes)
         loss = part.share * cross_entropy(logits, part.labels, label_smoothing=smoothing)
         if part.share < 1:
             loss = loss + (1 - part.share) * cross_entropy(logits, part.others, label_smoothing=smoothing)

@@ -71,25 +71,22 @@ def learning_rate(done: float, recipe: Recipe) -> float:
 def climbed(model: nn.Module, radius: float) -> Iterator[None]:
     """The weights `radius` further along their gradient, for the second pass of a sharpness-aware step.
 
-    Foret et al. 2021 (arXiv:2010.01412). BatchNorm's running statistics are left alone meanwhile: they are those of
-    the weights that are kept. Afterwards the weights are, bit for bit, what they were; gradients are the caller's."""
+    Foret et al. 2021 (arXiv:2010.01412). Afterwards the weights are, bit for bit, what they were, and so are the
+    statistics of BatchNorm: those of the weights that are kept. They are put back rather than switched off meanwhile,
+    which graphs and compiled networks would not notice. Gradients are the caller's."""
     moved: list[Tensor] = [p for p in model.parameters() if p.grad is not None]
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
-    momenta = [norm.momentum for norm in norms]
+    touched = [*moved, *(buffer for norm in norms for buffer in norm.buffers(recurse=False))]
     with torch.no_grad():
-        kept = [p.clone() for p in moved]
+        kept = [tensor.clone() for tensor in touched]
         gradients = [p.grad for p in moved if p.grad is not None]
         length = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         torch._foreach_add_(moved, list(torch._foreach_mul(gradients, radius / (length + 1e-12))))
-    for norm in norms:
-        norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
         with torch.no_grad():
-            torch._foreach_copy_(moved, kept)
+            torch._foreach_copy_(touched, kept)
 
 
 class Average:
@@ -99,7 +96,7 @@ class Average:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.live = {k: v for k, v in model.state_dict().items() if v.is_floating_point()}  # the model's own tensors
+        self.live = _moving(model)  # the model's own tensors
         self.state = {k: v.clone() for k, v in self.live.items()}
 
     @torch.no_grad()
@@ -122,3 +119,14 @@ class Average:
     def _fill(self, tensors: dict[str, Tensor]) -> None:
         for name, tensor in self.live.items():
             tensor.copy_(tensors[name])
+
+
+def _moving(model: nn.Module) -> dict[str, Tensor]:
+    """What training moves of a model's state, by name: nothing of a frozen trunk, in which averaging -0.0 with -0.0
+    would give 0.0, another bit."""
+    model.train()  # a frozen trunk stays in evaluation mode, by which its buffers are told
+    frozen = {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
+    for path, module in model.named_modules():
+        if not module.training:
+            frozen |= {name for name, _ in module.named_buffers(path, recurse=False)}
+    return {k: v for k, v in model.state_dict().items() if v.is_floating_point() and k not in frozen}

@@ -42,7 +42,7 @@ class Progress:
 
     def finish_epoch(self, entry: dict[str, float], *, keep: str) -> None:
         self.curve.append(entry)
-        if keep != "best" or "validation_accuracy" not in entry:
+        if keep != "best":
             return
         so_far = self.curve[self.best_epoch - 1]["validation_accuracy"] if self.best_epoch else -1.0
         if entry["validation_accuracy"] > so_far:

@@ -85,6 +85,8 @@ def _hint(item: ErrorDetails) -> str:
         return " Training from scratch is `method: finetune` with a source whose `weights` are random."
     if "method" in place and got in ("linear-probe", "probe", "linear"):
         return " A linear probe is `method: frozen` with `head: linear`."
+    if len(place) == 2 and place[0] == "recipes" and isinstance(got, str):
+        return f" A preset is named in the row itself, or here as {{preset: {shown(got)}}}."
     if item["type"] == "string_type" and got is not None and not isinstance(got, list | tuple | dict):
         return " In YAML, put it in quotes."
     if place == ("study",) and item["type"] == "string_pattern_mismatch":

@@ -117,7 +117,11 @@ class Recipe(Model):
         default=0.95, gt=0, lt=1, description="of fixmatch and flexmatch: confidence from which a guess is a label"
     )
     ratio: int = Field(
-        default=7, ge=1, le=100, description="of fixmatch and flexmatch: unlabelled images for each labelled one"
+        default=7,
+        ge=1,
+        le=100,
+        description="of fixmatch and flexmatch: unlabelled images for each labelled one; an epoch is one pass over the "
+        "labelled images",
     )
     test_flip: bool = Field(
         default=False, description="answers are the mean over an image and its mirror image, in validation and test"

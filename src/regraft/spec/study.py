@@ -16,6 +16,7 @@ from regraft.spec.base import Model
 from regraft.spec.explain import explain
 from regraft.spec.models import UNTRAINED, Grid, Row, Seeds, Source, Target
 from regraft.spec.recipe import Recipe
+from regraft.spec.recipes import PRESETS
 from regraft.spec.sweeps import expand_sweeps
 from regraft.spec.text import Name, Text, shown
 
@@ -35,7 +36,9 @@ class Study(Model):
     )
     sources: dict[Name, Source] = Field(min_length=1, description="by name: where trunks come from")
     targets: dict[Name, Target] = Field(min_length=1, description="by name: data set and budget of labels")
-    recipes: dict[Name, Recipe] = Field(min_length=1, description="by name: how to train")
+    recipes: dict[Name, Recipe] = Field(
+        default={}, description="by name: how to train; fast, standard and strong are there without being written"
+    )
     rows: tuple[Row, ...] = Field(default=(), description="named rows, one by one")
     grid: tuple[Grid, ...] = Field(default=(), description="rows as combinations; one grid or a list of them")
     cost: Text = Field(default="", description="what a run of it takes, in words")
@@ -64,6 +67,10 @@ class Study(Model):
 
     def row(self, name: str) -> Row:
         return next(row for row in self.all_rows() if row.name == name)
+
+    def recipe(self, name: str) -> Recipe:
+        """The study's own recipe of that name, else the preset."""
+        return self.recipes[name] if name in self.recipes else Recipe.model_validate({"preset": name})
 
     @classmethod
     def from_dict(cls, data: object, where: str = "study") -> Study:
@@ -159,6 +166,7 @@ def _expand(grid: Grid, where: str) -> Iterator[Row]:
 
 def _check_names(study: Study, rows: tuple[Row, ...]) -> None:
     names: dict[str, str] = {}
+    recipes = {**dict.fromkeys(PRESETS), **study.recipes}
     for i, row in enumerate(rows):
         where = f"rows[{i}]" if i < len(study.rows) else f"grid row {row.name!r}"
         if row.name in names:
@@ -170,7 +178,7 @@ def _check_names(study: Study, rows: tuple[Row, ...]) -> None:
         used: list[tuple[str, str, Mapping[str, object]]] = [
             ("source", row.source, study.sources),
             ("target", row.target, study.targets),
-            *(("recipe", name, study.recipes) for name in row.recipe),
+            *(("recipe", name, recipes) for name in row.recipe),
         ]
         for field, name, table in used:
             if name not in table:
@@ -190,8 +198,8 @@ def _check_choices(study: Study, row: Row, where: str) -> None:
     target = study.targets[row.target]
     if target.holds_out:
         return
-    refits = [name for name in row.recipe if study.recipes[name].refit]
-    best = [name for name in row.recipe if study.recipes[name].keep == "best"]
+    refits = [name for name in row.recipe if study.recipe(name).refit]
+    best = [name for name in row.recipe if study.recipe(name).keep == "best"]
     if len(row.recipe) > 1:
         choice, way = f"{len(row.recipe)} recipes to choose from", "Give one recipe"
     elif best:

@@ -16,6 +16,7 @@ from regraft.errors import DataDamaged, TooFewImages
 from regraft.learn.backends import check_backend
 from regraft.learn.episodes import Episodes, draw_episodes
 from regraft.learn.hardware import choose_device, set_threads
+from regraft.learn.mechanisms import check_wish
 from regraft.networks import CutPoint, NetworkSpec, build, resolve_cut
 from regraft.spec import Run, Target
 from regraft.study.keys import Keys
@@ -36,6 +37,7 @@ class Setting:
     threads: int | None = None
     offline: bool = False
     backend: str = "auto"  # of feature extraction
+    mechanism: str = "auto"  # of training
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Bench:
         self.keys = Keys(setting.runs, self.store, offline=setting.offline)
         self.device = choose_device(setting.device)
         check_backend(setting.backend, self.device)
+        check_wish(setting.mechanism, self.device)
         self.threads = set_threads(setting.threads)
         self._load = lru_cache(maxsize=4)(self._load_dataset)
         self._select = lru_cache(maxsize=8)(self._select_classes)

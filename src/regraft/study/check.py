@@ -11,6 +11,7 @@ from regraft.spec import Run, Target
 from regraft.spec.models import UNTRAINED
 from regraft.spec.recipe import SOLVED
 from regraft.study.keys import Keys, cacheable
+from regraft.study.presets import size_unknown
 
 FALLBACK_SIZE = 224  # to name a network's cuts while its weights, which know their size, are not here
 
@@ -24,8 +25,11 @@ def check(runs: Sequence[Run], keys: Keys) -> None:
             continue
         seen.add((run.row, run.recipe_name))
         try:
+            info = keys.info(run.target.data)
+            if run.recipe.preset is not None:
+                raise size_unknown(run)
             _check_recipe(run)
-            _check_images(run, keys.info(run.target.data), choices=len(keys.by_cell[run.cell]))
+            _check_images(run, info, choices=len(keys.by_cell[run.cell]))
             _check_cut(run, keys)
         except DataError:
             continue  # a folder that is away: its rows will be missing, the others are run
@@ -64,6 +68,11 @@ def _check_recipe(run: Run) -> None:
             f"targets.{run.target_name}.unlabelled: {str(run.target.unlabelled).lower()}, but {where}.semi is "
             f"{recipe.semi}. A recipe with `semi` learns from unlabelled images, and a target with `unlabelled` is "
             "for such recipes alone, so that no row uses them unseen. Set both, or neither."
+        )
+    if recipe.semi != "none" and recipe.policy == "none" and not recipe.cutout:
+        raise StudyError(
+            f"{where}.semi: {recipe.semi} learns the label that it guesses of a little-changed image on the same image "
+            "changed a lot; say how with `policy: rand` or `trivial`, best with a `cutout`"
         )
     if recipe.patience and not run.target.holds_out:
         raise StudyError(f"{where}.patience: it waits for a better epoch on validation images, and none are kept")

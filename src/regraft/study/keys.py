@@ -11,6 +11,7 @@ from regraft.errors import Diverged, RunError, StudyError, WeightsError
 from regraft.spec import Head, Preprocessing, Recipe, Run, Source
 from regraft.study.known import WeightsFacts, cut_name, cuts_below, weights_facts
 from regraft.study.plan import Cell, cells
+from regraft.study.presets import size_unknown
 from regraft.study.store import Artifact, Store, key_of
 
 if TYPE_CHECKING:  # torch is imported where weights are read: the keys of a finished study need none
@@ -180,6 +181,8 @@ class Keys:
         }  # fmt: skip
 
     def fit(self, run: Run) -> Spec:
+        if run.recipe.preset is not None:
+            raise size_unknown(run)
         network, stem = self.network(run)
         target = run.target
         return {

@@ -42,4 +42,4 @@ def fit_payload(
         "trunk_sha256": {"before": hashes[0], "after": hashes[1]},
         "notes": list(found.notes),
     }
-    return Payload(values, tensors)
+    return Payload(values, tensors, {"mechanism": found.mechanism} if found.mechanism else {})

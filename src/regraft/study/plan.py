@@ -1,4 +1,4 @@
-"""From a study to its runs. Pure: nothing is read, nothing is imported that is heavy."""
+"""From a study to its runs. No image is read, nothing is imported that is heavy; presets count the images of sets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ Cell = tuple[str, int]  # (row name, seed)
 
 
 def plan(study: Study) -> list[Run]:
-    """Every training of the study: row x seed x recipe, a source run before the runs that cut it."""
+    """Every training of the study: row x seed x recipe, a source run before the runs that cut it.
+
+    Recipes are made out: none has a `preset`, but where the number of images is not known yet; `check` refuses those.
+    Raises StudyError for fields beside a preset that do not go with its own."""
     rows = {row.name: row for row in study.all_rows()}
     runs = [
         Run(
@@ -25,7 +28,7 @@ def plan(study: Study) -> list[Run]:
             target_name=row.target,
             target=study.targets[row.target],
             recipe_name=recipe,
-            recipe=study.recipes[recipe] if row.recipe else _without_training(study, row),
+            recipe=study.recipe(recipe) if row.recipe else _without_training(study, row),
             seed=seed,
         )
         for row in rows.values()
@@ -33,6 +36,10 @@ def plan(study: Study) -> list[Run]:
         for recipe in row.recipe or (NO_RECIPE,)
     ]
     _check_source_seeds(study, rows)
+    if any(run.recipe.preset is not None for run in runs):
+        from regraft.study.presets import with_presets
+
+        runs = with_presets(runs)
     return [run for wave in waves(runs) for run in wave]
 
 
@@ -83,14 +90,14 @@ def _check_source_seeds(study: Study, rows: dict[str, Row]) -> None:
                 f"row {row.name!r}: its source {parent!r} answers few-shot episodes and trains no network; "
                 "name a row with a budget of images"
             )
-        chooses = len(row.recipe) > 1 or any(study.recipes[name].keep == "best" for name in row.recipe)
+        chooses = len(row.recipe) > 1 or any(study.recipe(name).keep == "best" for name in row.recipe)
         if chooses and want - have and _share_images(study, row, rows[parent]):
             raise StudyError(
                 f"row {row.name!r}: its source {parent!r} was trained with seed {sorted(have)[0]} on images of the "
                 f"same data set, among them validation images of seeds {sorted(want - have)}, by which a recipe "
                 "or epoch is to be chosen here. Give both rows the same seeds, or this row one recipe, `keep: last`."
             )
-        refits = any(study.recipes[name].refit for name in rows[parent].recipe)
+        refits = any(study.recipe(name).refit for name in rows[parent].recipe)
         if chooses and refits and _share_images(study, row, rows[parent]):
             raise StudyError(
                 f"row {row.name!r}: its source {parent!r} is refitted with its validation images, by which a recipe or "

@@ -27,19 +27,23 @@ def run_study(
     threads: int | None = None,
     offline: bool = False,
     backend: str = "auto",
+    mechanism: str = "auto",
 ) -> Results:
     """Compute every run of `study` that `store` lacks; return them all.
 
     Stop and start it as often as you like, and as many processes at once as you like. Rows whose data or weights
     cannot be had, or whose training fails, are missing from the result with the reason; the others are computed.
     backend: of feature extraction; "auto" is the fastest that agrees with plain PyTorch (`learn.backends.BACKENDS`).
+    mechanism: of training (`learn.mechanisms`); "auto" is eager on a CPU, and on a GPU the fastest by measure.
     Raises StudyError before anything is started if the study is wrong."""
     store = store or default_store()
-    runs = plan(study)  # pure; no image read yet
+    runs = plan(study)  # no image is read yet
     keys = Keys(runs, store, offline=offline)
     here = Keys(runs, store, offline=True)  # nothing is fetched before the display is up
     check(runs, here)
-    bench = Bench(Setting(str(store.root), tuple(runs), device, threads or executor.threads(), offline, backend))
+    bench = Bench(
+        Setting(str(store.root), tuple(runs), device, threads or executor.threads(), offline, backend, mechanism)
+    )
     account = Account(study, keys, bench, report)
     if (finished := read_results(study, store, keys=here)).missing:
         with executor.started(bench, report) as run_all:

@@ -92,16 +92,17 @@ def obtain_score(run: Run, bench: Bench, advance: Advance, wait: bool) -> str:
 
 def _fit_network(run: Run, bench: Bench, scratch: Scratch, advance: Advance) -> Payload:
     """The network on images: fine-tuned, from scratch, or with a frozen trunk that must run live."""
-    model = _grafted(run, bench)
+    model = grafted(run, bench)
     model.to(bench.device)
     parts, held = bench.training(run)
     before = model.trunk.state_hash()
     found = fit(
         model,
-        _image_batches(run, parts, bench, run.recipe.augmentation),
-        None if held is None else _image_batches(run, [held], bench),
+        image_batches(run, parts, bench, run.recipe.augmentation),
+        None if held is None else image_batches(run, [held], bench),
         run.recipe,
-        seed=run.seed, device=bench.device, unlabelled=_unlabelled(run, bench), checkpoint=scratch, advance=advance,
+        seed=run.seed, device=bench.device, unlabelled=_unlabelled(run, bench),
+        mechanism=bench.setting.mechanism, checkpoint=scratch, advance=advance,
     )  # fmt: skip
     model.load_state_dict(found.state)
     after = model.trunk.state_hash()
@@ -116,7 +117,8 @@ def _fit_network(run: Run, bench: Bench, scratch: Scratch, advance: Advance) -> 
 # --- networks ---------------------------------------------------------------------------------------------------
 
 
-def _grafted(run: Run, bench: Bench) -> Grafted:
+def grafted(run: Run, bench: Bench) -> Grafted:
+    """The run's network as it is before training."""
     spec = bench.network(run)
     model = graft(
         spec.network, spec.stem, bench.source_state(run), run.cut, run.head, len(bench.dataset(run).classes),
@@ -132,9 +134,10 @@ def _grafted(run: Run, bench: Bench) -> Grafted:
     return model
 
 
-def _image_batches(run: Run, parts: Sequence[Part], bench: Bench, augmentation: Augment = AS_IS) -> ImageBatches:
-    return ImageBatches(
-        np.concatenate([bench.images(run, part.split)[part.positions] for part in parts]),
+def image_batches(run: Run, parts: Sequence[Part], bench: Bench, augmentation: Augment = AS_IS) -> ImageBatches:
+    """The images and labels of the parts, one after the other."""
+    return ImageBatches.of_parts(
+        [(bench.images(run, part.split), part.positions) for part in parts],
         np.concatenate([part.labels for part in parts]),
         bench.keys.preprocessing(run),
         augmentation=augmentation,
@@ -146,7 +149,7 @@ def _unlabelled(run: Run, bench: Bench) -> Unlabelled | None:
     """The training images outside the budget, changed as FixMatch does: a little, and a lot."""
     if run.recipe.semi == "none":
         return None
-    weak = _image_batches(run, [bench.unlabelled(run)], bench, Augment(run.recipe.augment))
+    weak = image_batches(run, [bench.unlabelled(run)], bench, Augment(run.recipe.augment))
     return Unlabelled(weak, weak.changed(run.recipe.augmentation))
 
 
@@ -160,12 +163,12 @@ def _test_logits(run: Run, bench: Bench, advance: Advance) -> Tensor:
         head = classifier(run, bench, head_state).to(bench.device)
         features = head_features(run, scored, bench)
         return predict(head, FeatureBatches(features, scored.labels, device=bench.device), advance)
-    model = _grafted(run, bench)
+    model = grafted(run, bench)
     if own := own_names(tensors):
         load_body(model.trunk.body, own, origin=run.row)
     model.head.load_state_dict(head_state)
     model.to(bench.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return predict(model, _image_batches(run, [scored], bench), advance, flip=run.recipe.test_flip)
+    return predict(model, image_batches(run, [scored], bench), advance, flip=run.recipe.test_flip)
 
 
 # --- few-shot episodes ------------------------------------------------------------------------------------------
