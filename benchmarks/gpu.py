@@ -46,7 +46,8 @@ from regraft.learn.fit import fit
 from regraft.learn.graphs import Forward, let_go, wait
 from regraft.learn.mechanisms import choose
 from regraft.learn.optimizers import make_optimizer
-from regraft.learn.predict import mixed_precision, predict
+from regraft.learn.precision import mixed_precision
+from regraft.learn.predict import predict
 from regraft.learn.seeds import measured, pays
 from regraft.networks import build
 from regraft.seeding import stream, torch_stream

@@ -35,7 +35,8 @@ cli_data.add_to(data_app)
 
 Device = StrEnum("Device", ["auto", "cpu", "cuda", "mps"])
 ExecutorName = StrEnum("ExecutorName", ["serial", "processes"])
-MechanismName = StrEnum("MechanismName", ["auto", "eager", "compile", "graphs"])
+PrecisionName = StrEnum("PrecisionName", ["auto", "float32", "bfloat16"])
+MechanismName = StrEnum("MechanismName", ["auto", "eager", "compile", "graphs", "seeds"])
 BackendName = StrEnum("BackendName", ["auto", "eager", "fused", "inductor", "onnxruntime"])
 Stem = StrEnum("Stem", ["imagenet", "cifar"])  # the first layers of a ResNet
 
@@ -108,8 +109,14 @@ def run(
     ] = BackendName.auto,
     mechanism: Annotated[
         MechanismName,
-        typer.Option(help="of training; auto: eager on a CPU, else the fastest by a measured break-even"),
+        typer.Option(
+            help="of training; auto: eager on a CPU, else the fastest by a measured break-even; seeds: side by side"
+        ),
     ] = MechanismName.auto,
+    precision: Annotated[
+        PrecisionName,
+        typer.Option(help="of training; auto: bfloat16 on GPUs that have it, else float32; CPUs may have bfloat16 too"),
+    ] = PrecisionName.auto,
     executor: Annotated[
         ExecutorName, typer.Option(help="processes: several runs at once on this machine")
     ] = ExecutorName.serial,
@@ -134,6 +141,7 @@ def run(
         out=out or Path(f"regraft-{chosen.study}"), device=device.value, threads=threads, offline=offline,
         workers=workers if executor is ExecutorName.processes else 0, quiet=quiet, as_json=as_json,
         minutes=minutes, backend=backend.value, mechanism=mechanism.value,
+        precision=precision.value,
     )  # fmt: skip
     raise typer.Exit(execute(chosen, _open_store(store), wishes))
 

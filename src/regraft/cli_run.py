@@ -39,6 +39,7 @@ class Wishes:
     offline: bool
     backend: str  # of feature extraction
     mechanism: str  # of training
+    precision: str  # the same
     workers: int  # 0: one step at a time, in this process
     quiet: bool
     as_json: bool
@@ -81,7 +82,7 @@ def _computed(study: Study, store: Store, wishes: Wishes, report: Report) -> Res
     return run_study(
         study, store, executor,
         report=report, device=wishes.device, threads=wishes.threads, offline=wishes.offline,
-        backend=wishes.backend, mechanism=wishes.mechanism,
+        backend=wishes.backend, mechanism=wishes.mechanism, precision=wishes.precision,
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from regraft.learn.batches import ImageBatches
 from regraft.learn.fit import Fit, fit
 from regraft.learn.graphs import Forward, Graphs
 from regraft.learn.mechanisms import choose
-from regraft.learn.predict import mixed_precision
+from regraft.learn.precision import mixed_precision
 from regraft.learn.seeds import fit_seeds, measured
 from regraft.networks import build
 from regraft.seeding import stream

@@ -17,8 +17,8 @@ from regraft.networks import Grafted, Trunk
 from regraft.seeding import stream
 from regraft.spec import Run, Study
 from regraft.study.bench import Bench
+from regraft.study.models import grafted
 from regraft.study.run import run_study
-from regraft.study.stages import grafted
 from regraft.study.store import Store
 from tests.study.conftest import small_study
 
@@ -106,7 +106,7 @@ def test_a_frozen_trunk_that_moves_fails_its_run(tmp_path: Path, monkeypatch: py
         model.trunk = Leaky(model.trunk.body, frozen=True)
         return model
 
-    monkeypatch.setattr("regraft.study.stages.grafted", leaky)
+    monkeypatch.setattr("regraft.study.fits.grafted", leaky)
     data = small_study(grid=[], rows=[{**small_study()["rows"][3], "source": "random", "recipe": "fast"}])
     data["sources"].pop("trained")
     data["recipes"]["fast"]["augment"] = "flip"  # so that the trunk runs live

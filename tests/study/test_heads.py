@@ -14,13 +14,13 @@ from regraft.errors import StudyError, TooFewImages
 from regraft.spec import Study
 from regraft.study.bench import Bench, Setting
 from regraft.study.events import Event, StepStarted
+from regraft.study.fits import train_alone
 from regraft.study.heads import HeadTask, _compute, together
 from regraft.study.keys import Keys, cacheable
 from regraft.study.plan import plan
 from regraft.study.results import Results
 from regraft.study.run import run_study
 from regraft.study.solve import head_features
-from regraft.study.stages import _fit_network
 from regraft.study.store import Scratch, Store
 from tests.study.conftest import small_study
 
@@ -142,7 +142,7 @@ def test_a_head_on_cached_features_is_the_head_on_the_live_trunk(finished: Finis
     run = next(r for r in plan(study) if r.row == "steps")
     said = lambda done, message: None  # noqa: E731
     (cached,) = _compute(HeadTask((run,)), bench, Scratch(tmp_path / "a"), said)
-    live = _fit_network(run, bench, Scratch(tmp_path / "b"), said)
+    live = train_alone(run, bench, Scratch(tmp_path / "b"), said)
     assert live.values["trunk_sha256"]["before"] == live.values["trunk_sha256"]["after"]
     for key, value in weights(live).items():
         assert torch.allclose(weights(cached)[key], value, atol=1e-3 * float(value.abs().max())), key

@@ -167,3 +167,20 @@ def test_a_head_that_does_not_fit_the_source_runs_is_refused(store: Store) -> No
     )
     with pytest.raises(StudyError, match="is no run"):
         run_study(study, store)
+
+
+def test_seeds_side_by_side_are_those_alone_up_to_rounding(tmp_path: Path) -> None:
+    data = small_study(seeds=[0, 1, 2], recipes={"gentle": {"epochs": 2, "batch_size": 20, "lr": 0.01}})
+    del data["grid"], data["sources"]["trained"]
+    study = Study.from_dict(
+        {**data, "rows": [{"name": "scratch", "source": "random", "target": "few", "recipe": "gentle"}]}
+    )
+    alone, joint = Store(tmp_path / "alone"), Store(tmp_path / "joint")
+    one = run_study(study, alone, threads=1)
+    both = run_study(study, joint, threads=1, mechanism="seeds")
+    assert [cell.key for cell in both.cells] == [cell.key for cell in one.cells]
+    for a, b in zip(one.cells, both.cells, strict=True):
+        assert b.cost["mechanism"]["mechanism"] == "seeds"
+        assert a.curve[-1]["train_loss"] == pytest.approx(b.curve[-1]["train_loss"], abs=1e-3)
+    # On a CPU nobody but the user may ask for it: what trains must not depend on the clock.
+    assert all(cell.cost["mechanism"]["mechanism"] == "eager" for cell in one.cells)

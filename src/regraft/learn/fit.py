@@ -24,7 +24,8 @@ from regraft.learn.graphs import Forward
 from regraft.learn.mechanisms import check_wish, choose
 from regraft.learn.mixing import mix
 from regraft.learn.optimizers import climbed, learning_rate, make_optimizer
-from regraft.learn.predict import evaluate, mixed_precision
+from regraft.learn.precision import memory_order, mixed_precision
+from regraft.learn.predict import evaluate
 from regraft.learn.progress import Checkpoint, Progress, cpu_state
 from regraft.learn.unlabelled import Guesses
 from regraft.seeding import derive, stream, torch_stream
@@ -68,6 +69,7 @@ def fit(
     device: torch.device,
     unlabelled: Unlabelled | None = None,
     mechanism: str = "auto",
+    precision: torch.dtype | None = None,
     checkpoint: Checkpoint | None = None,
     advance: Advance = lambda done, message: None,
 ) -> Fit:
@@ -76,9 +78,10 @@ def fit(
     validation: chooses the epoch if recipe.keep is "best", and is watched otherwise; never the test set.
     unlabelled: what a recipe with `semi` learns from beside `train`.
     mechanism: of `learn.mechanisms`; auto is the fastest by measure, and eager on a CPU.
+    precision: of products, as `learn.precision.choose_precision` gives it; None: the device's usual one.
     advance(done, message): called once a step with the share done.  Raises Diverged on a loss that is not finite."""
-    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    loop = _Loop(model, train, unlabelled, recipe, seed, device, advance)
+    model.to(device, memory_format=memory_order(device, recipe.batch_size))  # type: ignore[call-overload]
+    loop = _Loop(model, train, unlabelled, recipe, seed, device, precision, advance)
     progress = loop.progress
     if checkpoint is not None and (saved := checkpoint.load()) is not None:
         progress.restore(*saved)
@@ -92,7 +95,7 @@ def fit(
             progress.curve.append(entry)
         else:
             with progress.kept_weights():
-                loss, accuracy = evaluate(model, validation, flip=recipe.test_flip)
+                loss, accuracy = evaluate(model, validation, flip=recipe.test_flip, precision=precision)
                 if not math.isfinite(loss):
                     raise divergence("validation", loss, epoch, recipe)
                 entry |= {"validation_loss": loss, "validation_accuracy": accuracy}
@@ -145,10 +148,11 @@ class _Loop:
         recipe: Recipe,
         seed: int,
         device: torch.device,
+        precision: torch.dtype | None,
         advance: Advance,
     ) -> None:
         self.model, self.train, self.unlabelled, self.recipe = model, train, unlabelled, recipe
-        self.seed, self.device, self.advance = seed, device, advance
+        self.seed, self.device, self.precision, self.advance = seed, device, precision, advance
         self.steps = math.ceil(len(train) / recipe.batch_size)  # of an epoch
         self.optimizer = make_optimizer(model, recipe, device)
         self.guesses = None if unlabelled is None else Guesses(len(unlabelled.weak), recipe, device)
@@ -261,7 +265,7 @@ class _Loop:
         self.optimizer.zero_grad(set_to_none=True)
         total, right = torch.zeros(2, device=self.device)
         for part in batch.parts(self.progress.parts):
-            with mixed_precision(self.device):
+            with mixed_precision(self.device, self.precision):
                 loss, logits = self._loss(part)
             share = len(part.inputs) / len(batch.inputs)
             (loss * share).backward()  # type: ignore[no-untyped-call]

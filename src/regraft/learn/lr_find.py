@@ -17,7 +17,7 @@ from regraft.learn.batches import Batches
 from regraft.learn.fit import own_randomness
 from regraft.learn.mixing import mix
 from regraft.learn.optimizers import make_optimizer
-from regraft.learn.predict import mixed_precision
+from regraft.learn.precision import mixed_precision
 from regraft.learn.progress import cpu_state
 from regraft.seeding import stream, torch_stream
 from regraft.spec import Recipe

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from regraft.learn.batches import Batches, forward_in_chunks
+from regraft.learn.precision import mixed_precision
 
 EVALUATION_BATCH = {"cpu": 256, "cuda": 2048, "mps": 256}
 
 
-def evaluate(model: nn.Module, batches: Batches, *, flip: bool = False) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy (a fraction), in evaluation mode."""
-    logits = predict(model, batches, flip=flip)
+def evaluate(
+    model: nn.Module, batches: Batches, *, flip: bool = False, precision: torch.dtype | None = None
+) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy (a fraction), in evaluation mode. flip, precision: as in `predict`."""
+    logits = predict(model, batches, flip=flip, precision=precision)
     labels = batches.labels.cpu()
     accuracy = float((logits.argmax(1) == labels).double().mean())
     return float(cross_entropy(logits, labels)), accuracy
@@ -29,10 +30,12 @@ def predict(
     advance: Callable[[float, str], None] = lambda done, message: None,
     *,
     flip: bool = False,
+    precision: torch.dtype | None = None,
 ) -> Tensor:
     """Logits (n, classes), float32 on the CPU, in evaluation mode.
 
-    flip: the mean over each image and its mirror image (left to right); for images only."""
+    flip: the mean over each image and its mirror image (left to right); for images only.
+    precision: of products, as `learn.precision.choose_precision` gives it; None: the device's usual one."""
     model.eval()
     parts: list[Tensor] = []
     done = 0
@@ -40,7 +43,7 @@ def predict(
 
     def forward(positions: Tensor) -> Tensor:
         inputs = batches.take(positions, None)
-        with mixed_precision(device):
+        with mixed_precision(device, precision):
             logits = model(inputs).float()
             if flip:
                 logits = (logits + model(inputs.flip(3)).float()) / 2
@@ -52,10 +55,3 @@ def predict(
             done += len(logits)
             advance(done / len(batches), "")
     return torch.cat(parts)
-
-
-def mixed_precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """bf16 on GPUs that compute in it; float32 elsewhere (on CPUs bf16 was measured slower)."""
-    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-        return torch.autocast("cuda", dtype=torch.bfloat16)
-    return contextlib.nullcontext()

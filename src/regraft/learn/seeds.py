@@ -22,7 +22,8 @@ from regraft.learn.batches import Batches
 from regraft.learn.fit import Advance, Fit, divergence, fit
 from regraft.learn.mechanisms import step_seconds
 from regraft.learn.optimizers import Average, learning_rate, make_optimizer
-from regraft.learn.predict import evaluate, mixed_precision
+from regraft.learn.precision import mixed_precision
+from regraft.learn.predict import evaluate
 from regraft.learn.progress import Progress, cpu_state
 from regraft.seeding import stream, torch_stream
 from regraft.spec import Recipe

@@ -13,6 +13,7 @@ from regraft.study.costs import Costs
 from regraft.study.events import PlanReady, Report, StepDone, StudyDone
 from regraft.study.executors import Outcome
 from regraft.study.features import FeatureTask, feature_tasks
+from regraft.study.fits import fit_tasks
 from regraft.study.heads import together
 from regraft.study.keys import Keys, cacheable
 from regraft.study.plan import Cell
@@ -86,15 +87,19 @@ class Account:
         return [self._feature_step(task) for task in feature_tasks(todo, self.bench)]
 
     def fit_steps(self, wave: Sequence[Run]) -> list[Step]:
-        """Trainings on images, one by one."""
-        steps = []
+        """Trainings on images, one by one, or the seeds of a row together."""
+        todo = []
         for run in self._able(wave):
             if cacheable(run):
                 continue
             if self._known(run):
                 self.report(StepDone(f"fit:{run.label}", True, 0.0))
             else:
-                steps.append(Step("fit", run.label, run, (run,), self.costs.fit(run).flops))
+                todo.append(run)
+        steps = []
+        for task in fit_tasks(todo, self.bench):
+            flops = sum(self.costs.fit(run).flops for run in task.runs)
+            steps.append(Step("fit", task.label, task, task.runs, flops, fits=len(task.runs)))
         return steps
 
     def head_steps(self, wave: Sequence[Run]) -> list[Step]:

@@ -17,6 +17,7 @@ from regraft.learn.backends import check_backend
 from regraft.learn.episodes import Episodes, draw_episodes
 from regraft.learn.hardware import choose_device, set_threads
 from regraft.learn.mechanisms import check_wish
+from regraft.learn.precision import choose_precision
 from regraft.networks import CutPoint, NetworkSpec, build, resolve_cut
 from regraft.spec import Run, Target
 from regraft.study.keys import Keys
@@ -38,6 +39,7 @@ class Setting:
     offline: bool = False
     backend: str = "auto"  # of feature extraction
     mechanism: str = "auto"  # of training
+    precision: str = "auto"  # of training and answers
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,9 @@ class Bench:
         self.keys = Keys(setting.runs, self.store, offline=setting.offline)
         self.device = choose_device(setting.device)
         check_backend(setting.backend, self.device)
-        check_wish(setting.mechanism, self.device)
+        self.precision = choose_precision(setting.precision, self.device)
+        if setting.mechanism != "seeds":  # which a training alone does without
+            check_wish(setting.mechanism, self.device)
         self.threads = set_threads(setting.threads)
         self._load = lru_cache(maxsize=4)(self._load_dataset)
         self._select = lru_cache(maxsize=8)(self._select_classes)

@@ -12,9 +12,10 @@ from regraft.spec.recipe import SOLVED
 from regraft.study.bench import Bench, Setting
 from regraft.study.check import check
 from regraft.study.keys import Keys, NotTrained, cacheable
+from regraft.study.models import grafted, image_batches
 from regraft.study.plan import plan
 from regraft.study.presets import size_unknown
-from regraft.study.stages import grafted, image_batches, obtain_data
+from regraft.study.stages import obtain_data
 from regraft.study.store import Store, default_store
 
 

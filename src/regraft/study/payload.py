@@ -42,4 +42,5 @@ def fit_payload(
         "trunk_sha256": {"before": hashes[0], "after": hashes[1]},
         "notes": list(found.notes),
     }
-    return Payload(values, tensors, {"mechanism": found.mechanism} if found.mechanism else {})
+    run_as = {"mechanism": found.mechanism, "precision": str(bench.precision).removeprefix("torch.")}
+    return Payload(values, tensors, run_as if found.mechanism else {})

@@ -9,11 +9,12 @@ from regraft.study.check import check
 from regraft.study.events import Report, silent
 from regraft.study.executors import SERIAL, Processes, Serial
 from regraft.study.features import obtain_features
+from regraft.study.fits import obtain_fits
 from regraft.study.heads import obtain_heads
 from regraft.study.keys import Keys
 from regraft.study.plan import plan, waves
 from regraft.study.results import Results, read_results
-from regraft.study.stages import obtain_data, obtain_fit, obtain_score, obtain_weights
+from regraft.study.stages import obtain_data, obtain_score, obtain_weights
 from regraft.study.store import Store, default_store
 
 
@@ -28,13 +29,16 @@ def run_study(
     offline: bool = False,
     backend: str = "auto",
     mechanism: str = "auto",
+    precision: str = "auto",
 ) -> Results:
     """Compute every run of `study` that `store` lacks; return them all.
 
     Stop and start it as often as you like, and as many processes at once as you like. Rows whose data or weights
     cannot be had, or whose training fails, are missing from the result with the reason; the others are computed.
     backend: of feature extraction; "auto" is the fastest that agrees with plain PyTorch (`learn.backends.BACKENDS`).
-    mechanism: of training (`learn.mechanisms`); "auto" is eager on a CPU, and on a GPU the fastest by measure.
+    mechanism: of training (`learn.mechanisms`); "auto" is eager on a CPU, and on a GPU the fastest by measure;
+    "seeds" trains the seeds of a row side by side.
+    precision: of training and answers; "auto" is bfloat16 on GPUs that have it, else float32.
     Raises StudyError before anything is started if the study is wrong."""
     store = store or default_store()
     runs = plan(study)  # no image is read yet
@@ -42,7 +46,9 @@ def run_study(
     here = Keys(runs, store, offline=True)  # nothing is fetched before the display is up
     check(runs, here)
     bench = Bench(
-        Setting(str(store.root), tuple(runs), device, threads or executor.threads(), offline, backend, mechanism)
+        Setting(
+            str(store.root), tuple(runs), device, threads or executor.threads(), offline, backend, mechanism, precision
+        )
     )
     account = Account(study, keys, bench, report)
     if (finished := read_results(study, store, keys=here)).missing:
@@ -53,10 +59,10 @@ def run_study(
             for wave in waves(runs):  # a source run comes before the runs that cut it
                 account.settle(run_all(obtain_features, account.feature_steps(wave)))
                 account.settle(run_all(obtain_heads, account.head_steps(wave)))  # on features, a cell's together
-                account.settle(run_all(obtain_fit, account.fit_steps(wave)))  # on images
+                account.settle(run_all(obtain_fits, account.fit_steps(wave)))  # on images
                 refits = account.refits(wave)  # chosen on validation, then trained with the validation images too
                 account.settle(run_all(obtain_heads, account.head_steps(refits)))
-                account.settle(run_all(obtain_fit, account.fit_steps(refits)))
+                account.settle(run_all(obtain_fits, account.fit_steps(refits)))
             # The best recipe of each cell on validation is scored: the only step that meets test labels.
             account.settle(run_all(obtain_score, account.score_steps()))
         finished = read_results(study, store, keys=keys, reasons=account.failed)

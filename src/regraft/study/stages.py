@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from regraft.errors import Diverged, FrozenTrunkMoved
-from regraft.learn.batches import FeatureBatches, ImageBatches
+from regraft.learn.batches import FeatureBatches
 from regraft.learn.episodes import EpisodeHead, run_episodes
-from regraft.learn.fit import Unlabelled, fit
 from regraft.learn.predict import predict
 from regraft.learn.score import score
-from regraft.networks import Grafted, PooledHead, graft, load_body
-from regraft.spec import AS_IS, Augment, Run, Source
+from regraft.networks import load_body
+from regraft.spec import Run, Source
 from regraft.study.bench import Bench, Part, own_names
 from regraft.study.features import test_positions
 from regraft.study.keys import cacheable
-from regraft.study.payload import fit_payload
+from regraft.study.models import grafted, image_batches
 from regraft.study.solve import classifier, head_features
 from regraft.study.store import Payload, Scratch
 
@@ -42,23 +40,6 @@ def obtain_weights(source: Source, bench: Bench, advance: Advance, wait: bool) -
     """Have the source's weights on this machine, verified."""
     weights = bench.keys.weights(source)
     return f"{weights.origin}, sha256 {weights.digest[:12]}"
-
-
-def obtain_fit(run: Run, bench: Bench, advance: Advance, wait: bool) -> str:
-    """Train the run's network on images. Heads on cached features: `obtain_heads`."""
-
-    def compute(scratch: Scratch) -> Payload:
-        try:
-            return _fit_network(run, bench, scratch, advance)
-        except Diverged as error:  # a result like any other: known, and not to be found out again at every start
-            return Payload({"diverged": str(error)})
-
-    artifact = bench.store.cached(bench.keys.fit(run), compute, device=bench.device_name, wait=wait)
-    if "diverged" in artifact.values:
-        return f"diverged: {artifact.values['diverged']}"
-    held = artifact.values["validation_accuracy"]
-    notes = "".join(f"; {note}" for note in artifact.values["notes"])
-    return (f"validation {100 * held:.1f} %" if held is not None else "trained") + notes
 
 
 def obtain_score(run: Run, bench: Bench, advance: Advance, wait: bool) -> str:
@@ -87,72 +68,6 @@ def obtain_score(run: Run, bench: Bench, advance: Advance, wait: bool) -> str:
     return f"test {100 * artifact.values['accuracy']:.1f} %"
 
 
-# --- fits -------------------------------------------------------------------------------------------------------
-
-
-def _fit_network(run: Run, bench: Bench, scratch: Scratch, advance: Advance) -> Payload:
-    """The network on images: fine-tuned, from scratch, or with a frozen trunk that must run live."""
-    model = grafted(run, bench)
-    model.to(bench.device)
-    parts, held = bench.training(run)
-    before = model.trunk.state_hash()
-    found = fit(
-        model,
-        image_batches(run, parts, bench, run.recipe.augmentation),
-        None if held is None else image_batches(run, [held], bench),
-        run.recipe,
-        seed=run.seed, device=bench.device, unlabelled=_unlabelled(run, bench),
-        mechanism=bench.setting.mechanism, checkpoint=scratch, advance=advance,
-    )  # fmt: skip
-    model.load_state_dict(found.state)
-    after = model.trunk.state_hash()
-    if run.method == "frozen" and before != after:
-        raise FrozenTrunkMoved(f"{run.label}: parameters or buffers of the frozen trunk changed in training")
-    tensors = {f"head/{k}": v for k, v in model.head.state_dict().items()}
-    if run.method != "frozen" or run.head.kind == "rest":
-        tensors |= {f"network/{k}": v for k, v in model.trunk.body.state_dict().items()}
-    return fit_payload(run, bench, found, tensors, parts, held, (before, after))
-
-
-# --- networks ---------------------------------------------------------------------------------------------------
-
-
-def grafted(run: Run, bench: Bench) -> Grafted:
-    """The run's network as it is before training."""
-    spec = bench.network(run)
-    model = graft(
-        spec.network, spec.stem, bench.source_state(run), run.cut, run.head, len(bench.dataset(run).classes),
-        frozen=run.method == "frozen", seed=run.seed, image_size=bench.keys.preprocessing(run).image_size,
-    )  # fmt: skip
-    parent = bench.keys.parent(run) if run.head.start == "source" else None
-    if parent is not None:
-        tensors = bench.store.tensors(bench.keys.fitted(parent))
-        assert isinstance(model.head, PooledHead)
-        # A head that was trained on cached features has no pooling of its own.
-        given = {k.removeprefix("head/").removeprefix("classify."): v for k, v in tensors.items() if k[:5] == "head/"}
-        model.head.classify.load_state_dict(given)
-    return model
-
-
-def image_batches(run: Run, parts: Sequence[Part], bench: Bench, augmentation: Augment = AS_IS) -> ImageBatches:
-    """The images and labels of the parts, one after the other."""
-    return ImageBatches.of_parts(
-        [(bench.images(run, part.split), part.positions) for part in parts],
-        np.concatenate([part.labels for part in parts]),
-        bench.keys.preprocessing(run),
-        augmentation=augmentation,
-        device=bench.device,
-    )
-
-
-def _unlabelled(run: Run, bench: Bench) -> Unlabelled | None:
-    """The training images outside the budget, changed as FixMatch does: a little, and a lot."""
-    if run.recipe.semi == "none":
-        return None
-    weak = image_batches(run, [bench.unlabelled(run)], bench, Augment(run.recipe.augment))
-    return Unlabelled(weak, weak.changed(run.recipe.augmentation))
-
-
 def _test_logits(run: Run, bench: Bench, advance: Advance) -> Tensor:
     """Logits (n, classes) of the stored fit for the scored test images."""
     positions = test_positions(run, bench)
@@ -168,7 +83,9 @@ def _test_logits(run: Run, bench: Bench, advance: Advance) -> Tensor:
         load_body(model.trunk.body, own, origin=run.row)
     model.head.load_state_dict(head_state)
     model.to(bench.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return predict(model, image_batches(run, [scored], bench), advance, flip=run.recipe.test_flip)
+    return predict(
+        model, image_batches(run, [scored], bench), advance, flip=run.recipe.test_flip, precision=bench.precision
+    )
 
 
 # --- few-shot episodes ------------------------------------------------------------------------------------------
