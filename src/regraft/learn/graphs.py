@@ -36,7 +36,7 @@ class Graphs:
         # parts, it would overwrite them (github.com/pytorch/pytorch/issues/181723).
         if self.trained.grad is not None:
             return self.eager(inputs)
-        # Numbers are recorded as they are, and a sharpness-aware step sets the norms' momentum to 0 for a while.
+        # Numbers are recorded as they are: with another momentum it is another recording.
         key = (inputs.shape, inputs.stride(), tuple(norm.momentum for norm in self.norms))
         if key not in self.graphs:
             if len(self.graphs) == MOST_GRAPHS:
