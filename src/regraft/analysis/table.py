@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from regraft.analysis.alarm import Alarm, alarms
 from regraft.analysis.stats import Summary, summarise
+from regraft.spec.tuning import told
 from regraft.study.results import Cell, Results
 
 
@@ -68,7 +69,7 @@ def rows_table(results: Results) -> list[TableRow]:
                 note=row.note,
                 original=row.original,
                 cut=first.cut if first else row.cut or "all",
-                method=row.method,
+                method=told(row.method, row.tuning),
                 head=row.head.label,
                 source=row.source,
                 target=row.target,

@@ -22,6 +22,7 @@ from regraft.errors import Diverged
 from regraft.learn.batches import Batches, read_ahead
 from regraft.learn.graphs import Forward
 from regraft.learn.mechanisms import check_wish, choose
+from regraft.learn.methods import PLAIN, Tuned
 from regraft.learn.mixing import mix
 from regraft.learn.optimizers import climbed, learning_rate, make_optimizer
 from regraft.learn.precision import memory_order, mixed_precision
@@ -68,6 +69,7 @@ def fit(
     seed: int,
     device: torch.device,
     unlabelled: Unlabelled | None = None,
+    tuned: Tuned = PLAIN,
     mechanism: str = "auto",
     precision: torch.dtype | None = None,
     checkpoint: Checkpoint | None = None,
@@ -77,11 +79,12 @@ def fit(
 
     validation: chooses the epoch if recipe.keep is "best", and is watched otherwise; never the test set.
     unlabelled: what a recipe with `semi` learns from beside `train`.
+    tuned: what a method of transfer does differently.
     mechanism: of `learn.mechanisms`; auto is the fastest by measure, and eager on a CPU.
     precision: of products, as `learn.precision.choose_precision` gives it; None: the device's usual one.
     advance(done, message): called once a step with the share done.  Raises Diverged on a loss that is not finite."""
     model.to(device, memory_format=memory_order(device, recipe.batch_size))  # type: ignore[call-overload]
-    loop = _Loop(model, train, unlabelled, recipe, seed, device, precision, advance)
+    loop = _Loop(model, train, unlabelled, recipe, tuned, seed, device, precision, advance)
     progress = loop.progress
     if checkpoint is not None and (saved := checkpoint.load()) is not None:
         progress.restore(*saved)
@@ -146,6 +149,7 @@ class _Loop:
         train: Batches,
         unlabelled: Unlabelled | None,
         recipe: Recipe,
+        tuned: Tuned,
         seed: int,
         device: torch.device,
         precision: torch.dtype | None,
@@ -154,7 +158,10 @@ class _Loop:
         self.model, self.train, self.unlabelled, self.recipe = model, train, unlabelled, recipe
         self.seed, self.device, self.precision, self.advance = seed, device, precision, advance
         self.steps = math.ceil(len(train) / recipe.batch_size)  # of an epoch
-        self.optimizer = make_optimizer(model, recipe, device)
+        self.tuned = tuned
+        self.optimizer = make_optimizer(
+            model, recipe, device, rates=tuned.rates, undecayed=tuned.undecayed, fixed=tuned.fixed
+        )
         self.guesses = None if unlabelled is None else Guesses(len(unlabelled.weak), recipe, device)
         self.progress = Progress(model, self.optimizer, self.guesses, recipe)
         self.forward: Forward = model
@@ -163,8 +170,9 @@ class _Loop:
     def choose(self, wish: str, *, epochs_left: int) -> None:
         """How the network is run from here on: eager, compiled or as graphs."""
         check_wish(wish, self.device)
-        if self.guesses is not None or epochs_left <= 0:
-            return  # labelled and unlabelled images together: batches of another size
+        # Labelled and unlabelled images together are batches of another size; what learns may change between epochs.
+        if self.guesses is not None or not self.tuned.fixed or epochs_left <= 0:
+            return
         self.model.train()
         _, batch = next(self._batches(self._order(0), 0))
 
@@ -187,12 +195,13 @@ class _Loop:
         n = len(self.train)
         loss_sum, hits = torch.zeros(2, device=self.device)
         self.model.train()
+        self.tuned.before_epoch(epoch / self.recipe.epochs)
         with own_randomness(self.seed, "dropout", epoch):
             # Batches of nearly equal size: a rest of one image would break BatchNorm, a small one distorts it.
             for step, (positions, batch) in enumerate(self._batches(self._order(epoch), epoch)):
                 done = (epoch * self.steps + step) / (self.recipe.epochs * self.steps)
                 for group in self.optimizer.param_groups:
-                    group["lr"] = learning_rate(done, self.recipe)
+                    group["lr"] = group["share"] * learning_rate(done, self.recipe)
                 loss, right = self._step(batch)
                 if self.progress.average is not None:
                     self.progress.average.update(epoch * self.steps + step)
@@ -271,6 +280,7 @@ class _Loop:
             (loss * share).backward()  # type: ignore[no-untyped-call]
             total += loss.detach() * share
             right += (logits.detach().argmax(1) == (part.labels if part.share >= 0.5 else part.others)).sum()
+        self.tuned.after_gradient()
         return total, right
 
     def _loss(self, part: _Batch) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,15 +17,29 @@ from regraft.spec import Recipe
 Groups = list[dict[str, Any]]
 
 
-def make_optimizer(model: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
-    """Parameters with a gradient only; weight decay spares vectors: biases and the norms' scales and shifts."""
-    trained = [p for p in model.parameters() if p.requires_grad]
+def make_optimizer(
+    model: nn.Module,
+    recipe: Recipe,
+    device: torch.device,
+    *,
+    rates: Mapping[nn.Parameter, float] = MappingProxyType({}),
+    undecayed: Collection[nn.Parameter] = (),
+    fixed: bool = True,
+) -> torch.optim.Optimizer:
+    """Parameters with a gradient only; weight decay spares vectors: biases and the norms' scales and shifts.
+
+    rates: of single parameters, as shares of the learning rate, kept in their group's "share".  undecayed: spared as
+    well.  fixed: the same parameters have gradients in every step, as fused optimisers ask for."""
+    chosen: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for p in model.parameters():
+        if p.requires_grad:
+            decay = recipe.weight_decay if p.ndim > 1 and p not in undecayed else 0.0
+            chosen.setdefault((-rates.get(p, 1.0), -decay), []).append(p)
+    # The highest rate first, and what decays before what is spared
     groups: Groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    fused = device.type in ("cuda", "cpu")
+        {"params": chosen[key], "weight_decay": -key[1], "share": -key[0]} for key in sorted(chosen)
+    ]  # fmt: skip
+    fused = fixed and device.type in ("cuda", "cpu")
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=recipe.lr, fused=fused)
     assert recipe.optimizer in ("sgd", "sgdw"), "lbfgs is solved, not stepped"

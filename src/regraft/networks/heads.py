@@ -17,6 +17,7 @@ from regraft.networks.trunk import Trunk
 from regraft.seeding import derive
 from regraft.spec import Head
 from regraft.spec.models import Pooling
+from regraft.spec.tuning import Norms
 
 
 @dataclass(frozen=True)
@@ -124,13 +125,14 @@ def graft(
     frozen: bool,
     seed: int,
     image_size: int,
+    norms: Norms | None = None,
     source_classes: int | None = None,
 ) -> Grafted:
     """Cut `network` at `at` (None: penultimate), give the trunk `weights`, graft a fresh head on it.
 
     weights: a state dict by the plain network's names, of which those below the cut are used; None leaves the
-    random weights of `seed`. source_classes: of the network that is cut; changes nothing below a cut, and
-    with it the random weights are those of `build(classes=source_classes)`. Raises UnknownCut,
+    random weights of `seed`. norms: as in `Trunk`. source_classes: of the network that is cut; changes nothing
+    below a cut, and with it the random weights are those of `build(classes=source_classes)`. Raises UnknownCut,
     WeightsMismatch, ImageTooSmall.
     """
     point = resolve_cut(network, at, image_size, stem=stem)
@@ -139,7 +141,7 @@ def graft(
     if weights is not None:
         load_body(body, weights, origin=network)
     spec = NetworkSpec(network, stem, image_size)
-    return Grafted(Trunk(body, frozen=frozen), make_head(head, point, classes, spec=spec, seed=seed))
+    return Grafted(Trunk(body, frozen=frozen, norms=norms), make_head(head, point, classes, spec=spec, seed=seed))
 
 
 def load_body(body: nn.Module, state: Mapping[str, Tensor], *, origin: str) -> None:

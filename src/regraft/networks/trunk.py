@@ -8,6 +8,9 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from regraft.spec.tuning import Norms
 
 
 class Trunk(nn.Module):
@@ -16,15 +19,24 @@ class Trunk(nn.Module):
     Frozen means: no gradient, always in eval mode, no parameter and no buffer ever changes. `.train()` does
     not un-freeze it: nn.Module.train() recurses, and BatchNorm's running statistics would move
     (pytorch#86590).
+
+    norms: what becomes of the BatchNorms. source: statistics and affine parameters stay (of a frozen trunk, the
+    default); affine: only these learn; target: only the statistics follow the images, as in the leak above; all: both.
     """
 
-    def __init__(self, body: nn.Module, frozen: bool) -> None:
+    def __init__(self, body: nn.Module, frozen: bool, norms: Norms | None = None) -> None:
         super().__init__()
         self.body = body
         self.frozen = frozen
+        self.norms: Norms = norms or ("source" if frozen else "all")
+        assert not frozen or self.norms in ("source", "target")
+        self.norm_layers = [module for module in body.modules() if isinstance(module, _BatchNorm)]
         if frozen:
             super().requires_grad_(False)
-            self.train(False)
+        elif self.norms in ("source", "target"):
+            for layer in self.norm_layers:
+                layer.requires_grad_(False)
+        self.train(self.training)
 
     def forward(self, images: Tensor) -> Tensor:  # (n, 3, h, w) -> the cut's value, (n, ...)
         if not self.frozen:
@@ -35,7 +47,10 @@ class Trunk(nn.Module):
             return self.body(images)  # type: ignore[no-any-return]
 
     def train(self, mode: bool = True) -> Self:
-        return super().train(mode and not self.frozen)
+        super().train(mode and not self.frozen)
+        for layer in self.norm_layers:
+            layer.train(mode and self.norms in ("target", "all"))
+        return self
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         if self.frozen and requires_grad:
@@ -46,8 +61,12 @@ class Trunk(nn.Module):
         return super().requires_grad_(requires_grad)
 
     def state_hash(self) -> str:
-        """SHA-256 of every parameter and buffer, by name; equal if and only if the trunk is bit-identical."""
-        tensors = {**dict(self.body.named_parameters()), **dict(self.body.named_buffers())}
+        """SHA-256 of every parameter and buffer, by name; equal if and only if the trunk is bit-identical.
+
+        Of parameters alone where the norms' statistics are meant to move."""
+        tensors: dict[str, Tensor] = dict(self.body.named_parameters())
+        if self.norms != "target":
+            tensors |= dict(self.body.named_buffers())
         return state_hash(tensors)
 
 

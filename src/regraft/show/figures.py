@@ -73,11 +73,11 @@ def theme(*, dark: bool) -> dict[str, Any]:
     }
 
 
-def _chart(entries: Entries) -> alt.Chart:
+def chart_of(entries: Entries) -> alt.Chart:
     return alt.Chart(alt.Data(values=entries))  # type: ignore[no-untyped-call]
 
 
-def _percent_axis(title: str = "test accuracy (%)") -> alt.Axis:
+def percent_axis(title: str = "test accuracy (%)") -> alt.Axis:
     return alt.Axis(title=title, grid=True, tickCount=6)
 
 
@@ -112,8 +112,8 @@ def accuracy_by_row(results: Results) -> Chart | None:
     legend = alt.Legend(orient="top", title=None, columns=2)
     scale: dict[str, Any] = {"domain": present, "range": [colours[kind] for kind in present]}
     y = alt.Y("row:O", axis=None)
-    x = alt.X("value:Q", axis=_percent_axis(), scale=alt.Scale(domain=[0, 100]))
-    base = _chart(marks)
+    x = alt.X("value:Q", axis=percent_axis(), scale=alt.Scale(domain=[0, 100]))
+    base = chart_of(marks)
     points = base.mark_point(size=70, strokeWidth=1.8, yOffset=8).encode(
         x=x,
         y=y,
@@ -130,7 +130,7 @@ def accuracy_by_row(results: Results) -> Chart | None:
     bars = means.mark_rule(color=BLUE, strokeWidth=3, yOffset=8).encode(x="low:Q", x2="high:Q", y=y)
     fills = means.mark_point(shape="diamond", filled=True, color=BLUE, opacity=1, size=110, yOffset=8).encode(x=x, y=y)
     labels = (
-        _chart([{"row": i, "name": printable(row.name)} for i, row in enumerate(rows)])
+        chart_of([{"row": i, "name": printable(row.name)} for i, row in enumerate(rows)])
         .mark_text(align="left", dy=-10, fontSize=12, limit=alt.ExprRef("width"), style="row-name")
         .encode(x=alt.value(0), y=y, text="name:N")
     )
@@ -165,7 +165,7 @@ def accuracy_by_cut(results: Results) -> Chart | None:
     if not entries:
         return None
     depths = {printable(cell.cut): cell.depth for cell in results.cells}
-    order = sorted({entry["x"] for entry in entries}, key=lambda cut: (depths[cut] or 0.0, _natural(cut)))
+    order = sorted({entry["x"] for entry in entries}, key=lambda cut: (depths[cut] or 0.0, natural(cut)))
     axis = alt.Axis(title="cut: last layer of the trunk", labelAngle=-35, labelLimit=140)
     x = alt.X("x:N", sort=order, scale=alt.Scale(type="point", padding=0.3), axis=axis)
     return _line_chart(entries, x, "Accuracy by cut")
@@ -185,7 +185,7 @@ def accuracy_by_budget(results: Results) -> Chart | None:
     return _line_chart(entries, x.title("training images (log scale)"), "Accuracy by number of training images")
 
 
-def _natural(name: str) -> tuple[bool, list[tuple[int, str]]]:
+def natural(name: str) -> tuple[bool, list[tuple[int, str]]]:
     """layer2.2 before layer2.10 before layer3.0, and the penultimate layer last; for records without depths."""
     parts = re.findall(r"\d+|\D+", name)
     return name == "penultimate", [(int(part), "") if part.isdigit() else (0, part) for part in parts]
@@ -212,8 +212,8 @@ def _line_chart(entries: Entries, x: alt.X, title: str) -> Chart:
     """Mean as line and points, 95 % t-interval as band."""
     groups = list(dict.fromkeys(entry["group"] for entry in entries))
     look = line_look(groups, "source, method, head, data")
-    y = alt.Y("mean:Q", axis=_percent_axis(), scale=alt.Scale(zero=False, nice=True))
-    base = _chart(entries).encode(x=x)
+    y = alt.Y("mean:Q", axis=percent_axis(), scale=alt.Scale(zero=False, nice=True))
+    base = chart_of(entries).encode(x=x)
     bands = (
         base.transform_filter("isValid(datum.low)")
         .mark_area(opacity=0.18)
@@ -245,11 +245,11 @@ def learning_curves(results: Results) -> Chart | None:
     groups = list(dict.fromkeys(entry["group"] for entry in entries))
     title = "Validation accuracy while training"
     chart: Chart = (
-        _chart(entries)
+        chart_of(entries)
         .mark_line(strokeWidth=1.5, opacity=0.85)
         .encode(
             x=alt.X("epoch:Q", axis=alt.Axis(tickMinStep=1, grid=False)),
-            y=alt.Y("accuracy:Q", axis=_percent_axis("validation accuracy (%)"), scale=alt.Scale(zero=False)),
+            y=alt.Y("accuracy:Q", axis=percent_axis("validation accuracy (%)"), scale=alt.Scale(zero=False)),
             detail="seed:N",
             tooltip=[
                 alt.Tooltip("group:N", title="row"),
@@ -279,12 +279,12 @@ def lr_curve(found: LearningRates, name: str) -> Chart:
     axis = alt.Axis(title="training loss")
     y, smooth = (alt.Y(f"{field}:Q", scale=span, axis=axis) for field in ("loss", "smoothed"))
     tooltip = [alt.Tooltip("rate:Q", format=".2g"), alt.Tooltip("smoothed:Q", format=".3f", title="smoothed loss")]
-    batches = _chart(steps).mark_point(size=14, color=GREY, clip=True).encode(x=x, y=y)
-    line = _chart(steps).mark_line(strokeWidth=2, color=BLUE).encode(x=x, y=smooth, tooltip=tooltip)
+    batches = chart_of(steps).mark_point(size=14, color=GREY, clip=True).encode(x=x, y=y)
+    line = chart_of(steps).mark_line(strokeWidth=2, color=BLUE).encode(x=x, y=smooth, tooltip=tooltip)
     legend = alt.Legend(orient="top", title="suggested rates", symbolType="stroke", symbolStrokeWidth=2)
     color = alt.Color("kind:N", scale=alt.Scale(domain=kinds, range=[VERMILLION, GREEN]), legend=legend)
     dash = alt.StrokeDash("kind:N", scale=alt.Scale(domain=kinds, range=DASHES[:2]), legend=legend)
-    rules = _chart(marks).mark_rule(strokeWidth=2).encode(x=x, color=color, strokeDash=dash)
+    rules = chart_of(marks).mark_rule(strokeWidth=2).encode(x=x, color=color, strokeDash=dash)
     text = f"Training loss of {len(steps)} mini-batches while the learning rate rises; {' and '.join(kinds)}."
     title = printable(f"Learning rates: {name}", 100)
     return alt.layer(batches, line, rules).properties(width=WIDTH, height=300, title=title, description=text)

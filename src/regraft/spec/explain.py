@@ -11,12 +11,18 @@ from regraft.errors import StudyError, UnknownName, nearest
 from regraft.spec.models import Episodes, Grid, Head, Preprocessing, Row, Source, Target
 from regraft.spec.recipe import Recipe
 from regraft.spec.text import shown
+from regraft.spec.tuning import Tuning
 
 MOST_ERRORS = 20
 PARTS: dict[str, type[BaseModel]] = {
     "sources": Source, "targets": Target, "recipes": Recipe, "rows": Row, "grid": Grid,
 }  # fmt: skip
-WITHIN: dict[str, type[BaseModel]] = {"head": Head, "preprocessing": Preprocessing, "episodes": Episodes}
+WITHIN: dict[str, type[BaseModel]] = {
+    "tuning": Tuning,
+    "head": Head,
+    "preprocessing": Preprocessing,
+    "episodes": Episodes,
+}
 Place = tuple[int | str, ...]
 
 

@@ -10,8 +10,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator, mo
 
 from regraft.spec.base import Model
 from regraft.spec.text import ClassName, Name, Text, shown
+from regraft.spec.tuning import USUAL, Method, Tuning, check_tuning
 
-Method = Literal["frozen", "finetune"]
 Pooling = Literal["average", "average-max", "grid-2", "grid-3", "grid-4"]
 UNTRAINED = ("prototype", "knn")  # heads that are read off the training features
 MOST_IMAGES = 10**9
@@ -245,8 +245,12 @@ class Row(Model):
     cut: Name | None = Field(default=None, description="last layer of the trunk; none: all but the classifier")
     method: Method = Field(
         default="finetune",
-        description="frozen: only the head learns (linear probe); finetune: everything does",
+        description="frozen: only the head learns (linear probe); finetune: everything does; gradual: block after "
+        "block from the head down; layerwise: lower blocks at lower rates; l2-sp: pulled towards the start; "
+        "norms-only: BatchNorms and head; surgical: one block and head; first-frozen: not the first blocks; wise-ft: "
+        "fine-tuned, then mixed with the start; lora: low-rank changes",
     )
+    tuning: Tuning = Field(default=USUAL, description="details of the method")
     head: HeadField = Field(default=Head(), description="linear, mlp or rest; or a mapping with `kind`")
     target: Name = Field(description="name of a target")
     recipe: Choices = Field(
@@ -264,6 +268,7 @@ class Row(Model):
             raise ValueError(f"a {self.head.kind} head is not trained; remove `recipe`")
         if not untrained and not self.recipe:
             raise ValueError(f"a {self.head.kind} head is trained; name one recipe or several in `recipe`")
+        check_tuning(self.method, self.tuning)
         return self
 
 
@@ -286,6 +291,7 @@ class Grid(Model):
     method: Annotated[tuple[Method, ...], BeforeValidator(_as_list), Field(min_length=1)] = Field(
         default=("finetune",), description="one method or a list"
     )
+    tuning: Tuning = Field(default=USUAL, description="details of the method; of each only its own are used")
     head: Annotated[tuple[Head, ...], BeforeValidator(_head_list), Field(min_length=1)] = Field(
         default=(Head(),), description="one head or a list"
     )

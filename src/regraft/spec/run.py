@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from regraft.spec.base import Model
-from regraft.spec.models import Head, Method, Seed, Source, Target
+from regraft.spec.models import Head, Seed, Source, Target
 from regraft.spec.recipe import Recipe
+from regraft.spec.tuning import USUAL, Method, Norms, Tuning, norms_of, told
 
 
 class Run(Model):
@@ -19,6 +20,7 @@ class Run(Model):
     source: Source
     cut: str | None
     method: Method
+    tuning: Tuning = USUAL
     head: Head
     target_name: str
     target: Target
@@ -26,6 +28,21 @@ class Run(Model):
     recipe: Recipe
     seed: Seed
     refit: bool = False  # the chosen run once more, on training and validation images together
+
+    @property
+    def how(self) -> str:
+        """The method with its details, for tables."""
+        return told(self.method, self.tuning)
+
+    @property
+    def norms(self) -> Norms:
+        """What becomes of the trunk's BatchNorms."""
+        return norms_of(self.method, self.tuning)
+
+    @property
+    def still(self) -> bool:
+        """Whether nothing of the trunk changes in training."""
+        return self.method == "frozen" and self.norms == "source"
 
     @property
     def cell(self) -> tuple[str, int]:

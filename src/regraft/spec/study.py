@@ -19,6 +19,7 @@ from regraft.spec.recipe import Recipe
 from regraft.spec.recipes import PRESETS
 from regraft.spec.sweeps import expand_sweeps
 from regraft.spec.text import Name, Text, shown
+from regraft.spec.tuning import tuning_of
 
 MAX_FILE_BYTES = 4_000_000  # a study is written by hand; anything larger is not one
 MAX_ROWS = 200_000
@@ -156,7 +157,8 @@ def _expand(grid: Grid, where: str) -> Iterator[Row]:
         words = {"source": source, "cut": cut or "all", "method": method, "head": head.label, "target": target}
         try:
             row = Row(
-                name=grid.name.format(**words), source=source, cut=cut, method=method, head=head, target=target,
+                name=grid.name.format(**words), source=source, cut=cut, method=method,
+                tuning=tuning_of(method, grid.tuning), head=head, target=target,
                 recipe=() if head.kind in UNTRAINED else grid.recipe, seeds=grid.seeds, note=grid.note,
             )  # fmt: skip
         except ValidationError as error:  # of the name alone: all else was checked in the grid

@@ -18,7 +18,7 @@ from regraft.learn.episodes import Episodes, draw_episodes
 from regraft.learn.hardware import choose_device, set_threads
 from regraft.learn.mechanisms import check_wish
 from regraft.learn.precision import choose_precision
-from regraft.networks import CutPoint, NetworkSpec, build, resolve_cut
+from regraft.networks import CutPoint, NetworkSpec, build, cuts_below, resolve_cut
 from regraft.spec import Run, Target
 from regraft.study.keys import Keys
 from regraft.study.store import Store
@@ -135,6 +135,12 @@ class Bench:
         """The parts that the run trains on, and the one that it is watched on: after a refit, both and none."""
         train, held = self.parts(run)
         return ([train, held], None) if run.refit and held is not None else ([train], held)
+
+    def blocks(self, run: Run) -> list[str]:
+        """The names of the trunk's blocks, from the image to the cut."""
+        network, stem = self.keys.network(run)
+        size = self.keys.preprocessing(run).image_size
+        return list(cuts_below(network, self.keys.cut(run), size, stem=stem))
 
     def unlabelled(self, run: Run) -> Part:
         """The training images that are in no part of the run's budget. Their labels are hidden: all -1."""

@@ -87,6 +87,18 @@ def _check_recipe(run: Run) -> None:
         _check_episodes(run)
 
 
+def _check_block(run: Run, blocks: list[str]) -> None:
+    """The block that a method names must be one of the trunk's."""
+    asked = run.tuning.block or run.tuning.first
+    if asked is None or any(block == asked or block.startswith(f"{asked}.") for block in blocks):
+        return
+    name = "block" if run.tuning.block else "first"
+    raise UnknownName(
+        f"tuning.{name}: the trunk has no block {asked!r}{nearest(asked, blocks)} Blocks: {', '.join(blocks)}, or what "
+        "several of them begin with (layer1)."
+    )
+
+
 def _check_start(run: Run, parent: Run | None, keys: Keys) -> None:
     """A head that is handed on must fit where it is put."""
     if parent is None:
@@ -211,5 +223,6 @@ def _check_cut(run: Run, keys: Keys) -> None:
     parent = None if cell is None else keys.by_cell[cell][0]
     if run.head.start == "source":
         _check_start(run, parent, keys)
+    _check_block(run, cuts_below(network, point.name, size, stem=stem))
     if parent is not None:
         check_within(network, stem, size, run.cut, source_cut=parent.cut, source_head=parent.head)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+from torch import Tensor
 
 from regraft.errors import Diverged, FrozenTrunkMoved
 from regraft.learn.batches import ImageBatches
 from regraft.learn.fit import Fit, Unlabelled, fit
+from regraft.learn.methods import Tuned, tune, wise_ft
+from regraft.learn.progress import cpu_state
 from regraft.learn.seeds import fit_seeds, measured, pays, together
 from regraft.networks import Grafted
 from regraft.spec import Augment, Run
@@ -42,7 +46,8 @@ def fit_tasks(runs: Sequence[Run], bench: Bench) -> list[FitTask]:
     sharing = wish == "seeds" or (wish == "auto" and bench.device.type == "cuda")
     groups: dict[object, list[Run]] = {}
     for run in runs:
-        kin: object = (run.row, run.recipe_name, run.refit) if sharing and together(run.recipe) else run
+        alike = together(run.recipe) and run.method in ("frozen", "finetune")
+        kin: object = (run.row, run.recipe_name, run.refit) if sharing and alike else run
         groups.setdefault(kin, []).append(run)
     return [FitTask(tuple(members)) for members in groups.values()]
 
@@ -93,6 +98,8 @@ class _Job:
     train: ImageBatches
     validation: ImageBatches | None
     before: str  # hash of the trunk
+    start: dict[str, Tensor]  # the model's state, for methods that come back to it
+    tuned: Tuned
 
     @classmethod
     def of(cls, run: Run, bench: Bench) -> _Job:
@@ -101,19 +108,32 @@ class _Job:
         parts, held = bench.training(run)
         train = image_batches(run, parts, bench, run.recipe.augmentation)
         validation = None if held is None else image_batches(run, [held], bench)
-        return cls(run, model, parts, held, train, validation, model.trunk.state_hash())
+        before = model.trunk.state_hash()
+        start = cpu_state(model) if run.method == "wise-ft" else {}
+        tuned = tune(model, run.method, run.tuning, bench.blocks(run), seed=run.seed)
+        return cls(run, model, parts, held, train, validation, before, start, tuned)
 
     def payload(self, found: Fit, bench: Bench) -> Payload:
         """What is kept of it. Raises FrozenTrunkMoved, Diverged."""
         run, model = self.run, self.model
         model.load_state_dict(found.state)
+        self.tuned.after_training()
+        mixed = self._mixed() if run.method == "wise-ft" else []
+        if mixed:
+            _, loss, accuracy = mixed[0]
+            kept = {**found.kept, "validation_loss": loss, "validation_accuracy": accuracy}
+            found = replace(found, curve=[*found.curve[: found.epoch - 1], kept, *found.curve[found.epoch :]])
         after = model.trunk.state_hash()
         if run.method == "frozen" and self.before != after:
             raise FrozenTrunkMoved(f"{run.label}: parameters or buffers of the frozen trunk changed in training")
         tensors = {f"head/{k}": v for k, v in model.head.state_dict().items()}
-        if run.method != "frozen" or run.head.kind == "rest":
+        if not run.still or run.head.kind == "rest":
             tensors |= {f"network/{k}": v for k, v in model.trunk.body.state_dict().items()}
-        return fit_payload(run, bench, found, tensors, self.parts, self.held, (self.before, after))
+        payload = fit_payload(run, bench, found, tensors, self.parts, self.held, (self.before, after))
+        return replace(payload, values={**payload.values, "mixing": sorted(mixed)}) if mixed else payload
+
+    def _mixed(self) -> list[tuple[float, float, float]]:
+        return wise_ft(self.model, self.start, self.validation, flip=self.run.recipe.test_flip)
 
 
 def train_alone(run: Run, bench: Bench, scratch: Scratch, advance: Advance) -> Payload:
@@ -122,7 +142,7 @@ def train_alone(run: Run, bench: Bench, scratch: Scratch, advance: Advance) -> P
     wish = bench.setting.mechanism
     found = fit(
         job.model, job.train, job.validation, run.recipe,
-        seed=run.seed, device=bench.device, unlabelled=_unlabelled(run, bench),
+        seed=run.seed, device=bench.device, unlabelled=_unlabelled(run, bench), tuned=job.tuned,
         mechanism="auto" if wish == "seeds" else wish, precision=bench.precision, checkpoint=scratch, advance=advance,
     )  # fmt: skip
     return job.payload(found, bench)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from regraft.data import DatasetInfo, dataset_digest, dataset_info
 from regraft.errors import Diverged, RunError, StudyError, WeightsError
 from regraft.spec import Head, Preprocessing, Recipe, Run, Source
+from regraft.spec.tuning import OWNERS, USUAL, norms_of
 from regraft.study.known import WeightsFacts, cut_name, cuts_below, weights_facts
 from regraft.study.plan import Cell, cells
 from regraft.study.presets import size_unknown
@@ -80,7 +81,7 @@ class Keys:
     def bearer(self, run: Run) -> Run:
         """The run whose source gave the trunk its weights: a frozen parent hands on the trunk it was given."""
         parent = self.parent(run)
-        if parent is not None and parent.method == "frozen" and parent.head.kind != "rest":
+        if parent is not None and parent.still and parent.head.kind != "rest":
             return self.bearer(parent)
         return run
 
@@ -196,7 +197,7 @@ class Keys:
                 **({"unlabelled": True} if run.recipe.semi != "none" else {}),
             },
             "recipe": _read_fields(run.recipe, RECIPE_FIELDS[run.recipe.optimizer]), "seed": run.seed,
-            "refit": run.refit, **self._head_start(run),
+            "refit": run.refit, **self._head_start(run), **_tuning(run),
         }  # fmt: skip
 
     def _head_start(self, run: Run) -> Spec:
@@ -271,6 +272,14 @@ RECIPE_FIELDS = {
 YOUNGER = ("policy", "cutout", "mixup", "cutmix", "ema", "sam", "semi", "threshold", "ratio", "test_flip", "patience")
 
 
+def _tuning(run: Run) -> Spec:
+    """What of the method's details determines a result; nothing where they are the usual ones."""
+    own = {name: getattr(run.tuning, name) for name, owner in OWNERS.items() if owner == run.method}
+    usual = norms_of(run.method, USUAL)
+    found = {**own, **({"norms": run.norms} if run.norms != usual else {})}
+    return {"tuning": found} if found else {}
+
+
 def _read_fields(part: Head | Recipe, names: Sequence[str]) -> Spec:
     """What of a head or recipe determines a result: the others are never read, and change no key."""
     fields = type(part).model_fields
@@ -289,4 +298,4 @@ def _augment(recipe: Recipe) -> Spec:
 def cacheable(run: Run) -> bool:
     """Whether the head can be trained on cached features: nothing random happens before or in a frozen trunk, or
     only a number of augmented views."""
-    return run.method == "frozen" and run.head.pools and not run.recipe.live
+    return run.still and run.head.pools and not run.recipe.live

@@ -17,7 +17,8 @@ def grafted(run: Run, bench: Bench) -> Grafted:
     spec = bench.network(run)
     model = graft(
         spec.network, spec.stem, bench.source_state(run), run.cut, run.head, len(bench.dataset(run).classes),
-        frozen=run.method == "frozen", seed=run.seed, image_size=bench.keys.preprocessing(run).image_size,
+        frozen=run.method == "frozen", norms=run.norms, seed=run.seed,
+        image_size=bench.keys.preprocessing(run).image_size,
     )  # fmt: skip
     parent = bench.keys.parent(run) if run.head.start == "source" else None
     if parent is not None:

@@ -24,6 +24,7 @@ def plan(study: Study) -> list[Run]:
             source=study.sources[row.source],
             cut=row.cut,
             method=row.method,
+            tuning=row.tuning,
             head=row.head,
             target_name=row.target,
             target=study.targets[row.target],

@@ -133,7 +133,7 @@ def tasks(runs: Sequence[Run]) -> Callable[[Run], Task | None]:
 
 def _way(run: Run) -> Way:
     """Blocks that start anew, with random weights below them or not, are trained as from scratch."""
-    if run.method == "frozen":
+    if run.still:
         return "scratch" if run.head.kind == "rest" else "frozen"
     return "scratch" if run.source.run is None and run.source.weights == "random" else "finetune"
 

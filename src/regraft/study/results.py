@@ -168,7 +168,7 @@ def _read_cell(keys: Keys, run: Run, row: Row) -> Cell:
         chance=1.0 / episodes["ways"], validation_accuracy=judged["validation_accuracy"],
         train_accuracy=values["train_accuracy"], source=run.source_name,
         network=network if stem == "imagenet" else f"{network} ({stem} stem)",
-        weights=run.source.run or run.source.weights.split(":")[0], cut=fitted.spec["cut"], method=run.method,
+        weights=run.source.run or run.source.weights.split(":")[0], cut=fitted.spec["cut"], method=run.how,
         head=run.head.label, target=run.target_name, data=run.target.data, budget=run.target.budget,
         train_images=values["train_images"], validation_images=judged["validation_images"], classes=classes,
         image_size=fitted.spec["preprocessing"]["image_size"], recipe=run.recipe_name, note=row.note,

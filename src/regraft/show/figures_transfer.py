@@ -1,0 +1,46 @@
+"""Figures of layer transfer."""
+
+from __future__ import annotations
+
+import altair as alt
+
+from regraft.analysis import arms
+from regraft.show.figures import WIDTH, Chart, Entries, chart_of, line_look, natural, percent_axis
+from regraft.show.text import printable
+from regraft.study.results import Results
+
+
+def lost_by_cut(results: Results) -> Chart | None:
+    """Of layer transfer, a panel for each target and other source: what each cut costs, co-adaptation beside
+    specificity, as paired differences with their intervals."""
+    kinds = ("co-adaptation: base - B n B", "specificity: B n B - A n B")
+    entries: Entries = []
+    depths: dict[str, float] = {}
+    for lost in arms.lost_by_cut(results):
+        depths[printable(lost.cut)] = lost.depth or 0.0
+        panel = f"{printable(lost.other, 60)} to {printable(lost.target, 60)}"
+        for kind, difference in zip(kinds, (lost.co_adaptation, lost.specificity), strict=True):
+            low, high = 100 * difference.low, 100 * difference.high
+            known = {"mean": 100 * difference.mean, "low": low, "high": high, "text": difference.text()}
+            entries.append({"panel": panel, "group": kind, "x": printable(lost.cut), **known})
+    if not entries:
+        return None
+    order = sorted(depths, key=lambda cut: (depths[cut], natural(cut)))
+    x = alt.X("x:N", sort=order, axis=alt.Axis(title="cut: last block that is kept", labelAngle=-35))
+    look = line_look(list(kinds), "accuracy lost to")
+    offset = alt.XOffset("group:N", sort=list(kinds))
+    base = chart_of(entries).encode(x=x, xOffset=offset, color=look["color"])
+    points = base.mark_point(filled=True, size=70, opacity=1).encode(
+        y=alt.Y("mean:Q", axis=percent_axis("accuracy lost (points)")), shape=alt.Shape("group:N", legend=None),
+        tooltip=["panel:N", "group:N", alt.Tooltip("text:N", title="paired difference")],
+    )  # fmt: skip
+    bars = base.mark_rule(strokeWidth=2).encode(y="low:Q", y2="high:Q")
+    title = "What a cut costs: co-adaptation and specificity"
+    text = f"{title}: paired differences over seeds with 95 % t-intervals, for each cut."
+    chart: Chart = (
+        alt.layer(bars, points)
+        .properties(width=WIDTH, height=260)
+        .facet(row=alt.Row("panel:N", title=None))
+        .properties(title=title, description=text)
+    )
+    return chart
