@@ -9,6 +9,7 @@ import pytest
 from regraft.analysis.arms import lost_by_cut
 from regraft.show.figures import spec
 from regraft.show.figures_transfer import lost_by_cut as figure
+from regraft.show.figures_transfer import mixing_curve
 from regraft.spec import Study
 from regraft.study.results import Cell, Results
 from tests.unit.show_example import cell
@@ -92,3 +93,14 @@ def test_the_figure_has_both_losses_at_every_cut() -> None:
     for word in ("co-adaptation", "specificity", *LOST, "A to B"):
         assert word in drawn
     assert figure(made(seeds=(0,))) is None
+
+
+def test_the_mixing_curve_shows_every_factor_of_a_row_that_mixed() -> None:
+    whole = made()
+    assert mixing_curve(whole) is None
+    mixed = [cell(row="base A", mixing=[[0.0, 1.2, 0.25], [0.5, 0.9, 0.625], [1.0, 1.0, 0.5]])]
+    chart = mixing_curve(Results(whole.study, mixed, [], 1))
+    assert chart is not None
+    drawn = str(spec(chart))
+    assert "62.5" in drawn
+    assert "base A" in drawn

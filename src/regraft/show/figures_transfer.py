@@ -1,4 +1,4 @@
-"""Figures of layer transfer."""
+"""Figures of layer transfer, and of weights mixed after fine-tuning."""
 
 from __future__ import annotations
 
@@ -42,5 +42,36 @@ def lost_by_cut(results: Results) -> Chart | None:
         .properties(width=WIDTH, height=260)
         .facet(row=alt.Row("panel:N", title=None))
         .properties(title=title, description=text)
+    )
+    return chart
+
+
+def mixing_curve(results: Results) -> Chart | None:
+    """Validation accuracy between the start (0) and the end (1) of a fine-tuning, a line per row and seed (WiSE-FT)."""
+    entries: Entries = [
+        {"group": printable(cell.row, 120), "seed": cell.seed, "factor": factor, "accuracy": 100 * accuracy}
+        for cell in results.cells
+        for factor, _, accuracy in cell.mixing
+    ]
+    if not entries:
+        return None
+    groups = list(dict.fromkeys(entry["group"] for entry in entries))
+    title = "Weights mixed: between the start and the end of fine-tuning"
+    chart: Chart = (
+        chart_of(entries)
+        .mark_line(strokeWidth=1.5, point=True)
+        .encode(
+            x=alt.X("factor:Q", axis=alt.Axis(title="mixing factor (0: start, 1: fine-tuned)")),
+            y=alt.Y("accuracy:Q", axis=percent_axis("validation accuracy (%)"), scale=alt.Scale(zero=False)),
+            detail="seed:N",
+            tooltip=[
+                alt.Tooltip("group:N", title="row"),
+                "seed:N",
+                "factor:Q",
+                alt.Tooltip("accuracy:Q", format=".1f"),
+            ],
+            **line_look(groups, "row (a line per seed)"),
+        )
+        .properties(width=WIDTH, height=280, title=title, description=f"{title}; validation accuracy by factor.")
     )
     return chart

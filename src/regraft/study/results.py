@@ -56,6 +56,7 @@ class Cell:
     confusion: list[list[int]] = field(default_factory=list)  # [true][predicted], counts
     class_names: tuple[str, ...] = ()
     depth: float | None = None  # share of the network's FLOPs below the cut
+    mixing: list[list[float]] = field(default_factory=list)  # of WiSE-FT: factor, validation loss and accuracy
 
 
 CSV_FIELDS = tuple(f.name for f in fields(Cell))[: tuple(f.name for f in fields(Cell)).index("key") + 1]
@@ -175,5 +176,5 @@ def _read_cell(keys: Keys, run: Run, row: Row) -> Cell:
         original=row.original, episodes=episodes["count"], episode_deviation=episodes["deviation"],
         key=fitted.key, cost={**fitted.record, "score": scored.record},
         curve=values["curve"], confusion=scored.values["confusion"],
-        class_names=tuple(scored.values["class_names"]), depth=values.get("depth"),
+        class_names=tuple(scored.values["class_names"]), depth=values.get("depth"), mixing=values.get("mixing", []),
     )  # fmt: skip
