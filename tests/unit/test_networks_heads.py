@@ -187,3 +187,18 @@ def test_a_grafted_network_survives_saving(head: Head, tmp_path: Path) -> None:
     again.load_state_dict(load_file(tmp_path / "model.safetensors"))
     with torch.no_grad():
         assert torch.equal(model(images()), again(images()))
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp", "rest"])
+def test_a_trunk_that_was_trained_meets_another_head_than_the_one_it_was_trained_under(kind: Any) -> None:
+    """Weights stay near where they began, so a trunk fits the head that its training began with, trained or not."""
+    spec = NetworkSpec("timm/test_resnet", "imagenet", 32)
+    point = resolve_cut(spec.network, "layer2", 32)
+
+    def weights(generation: int) -> Tensor:
+        head = make_head(Head(kind=kind), point, 5, spec=spec, seed=0, generation=generation)
+        return next(p for p in head.parameters() if p.ndim > 1)
+
+    assert torch.equal(weights(1), weights(1))
+    assert not torch.equal(weights(0), weights(1))
+    assert not torch.equal(weights(1), weights(2))

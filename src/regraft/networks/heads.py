@@ -78,7 +78,7 @@ def mlp_head(head: Head, point: CutPoint, classes: int, spec: NetworkSpec, seed:
 
 
 def rest_head(head: Head, point: CutPoint, classes: int, spec: NetworkSpec, seed: int) -> nn.Module:
-    fresh = build(spec.network, classes=classes, stem=spec.stem, seed=derive(seed, "head"), image_size=spec.image_size)
+    fresh = build(spec.network, classes=classes, stem=spec.stem, seed=seed, image_size=spec.image_size)
     return RestHead(tail_of(fresh, point.name))
 
 
@@ -90,16 +90,21 @@ HEADS: dict[str, Callable[[Head, CutPoint, int, NetworkSpec, int], nn.Module]] =
 }
 
 
-def make_head(head: Head, point: CutPoint, classes: int, *, spec: NetworkSpec, seed: int) -> nn.Module:
+def make_head(
+    head: Head, point: CutPoint, classes: int, *, spec: NetworkSpec, seed: int, generation: int = 0
+) -> nn.Module:
     """A head for the trunk's raw output at `point`: (n, ...) -> logits (n, classes).
 
-    Its weights depend on `seed` alone; as in `build`, torch's global generator is seeded for them and put
-    back. Raises StudyError if the value at `point` has no pooling `head.pool`.
+    Its weights depend on `seed` and `generation` alone; as in `build`, torch's global generator is seeded for them and
+    put back. generation: how many trainings the trunk has behind it. A head, or blocks, that began as those which the
+    trunk once learned under would find the trunk fitted to them: training moves weights little from where they began.
+    Raises StudyError if the value at `point` has no pooling `head.pool`.
     """
     assert head.kind in HEADS, f"a {head.kind} head is read off training features; see regraft.learn"
+    own = derive(seed, "head", *([generation] if generation else []))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(seed, "head"))
-        return HEADS[head.kind](head, point, classes, spec, seed)
+        torch.manual_seed(own)
+        return HEADS[head.kind](head, point, classes, spec, own)
 
 
 class Grafted(nn.Module):
@@ -126,14 +131,15 @@ def graft(
     seed: int,
     image_size: int,
     norms: Norms | None = None,
+    generation: int = 0,
     source_classes: int | None = None,
 ) -> Grafted:
     """Cut `network` at `at` (None: penultimate), give the trunk `weights`, graft a fresh head on it.
 
     weights: a state dict by the plain network's names, of which those below the cut are used; None leaves the
-    random weights of `seed`. norms: as in `Trunk`. source_classes: of the network that is cut; changes nothing
-    below a cut, and with it the random weights are those of `build(classes=source_classes)`. Raises UnknownCut,
-    WeightsMismatch, ImageTooSmall.
+    random weights of `seed`. norms: as in `Trunk`. generation: as in `make_head`. source_classes: of the network that
+    is cut; changes nothing below a cut, and with it the random weights are those of `build(classes=source_classes)`.
+    Raises UnknownCut, WeightsMismatch, ImageTooSmall.
     """
     point = resolve_cut(network, at, image_size, stem=stem)
     plain = build(network, classes=source_classes, stem=stem, seed=seed, image_size=image_size)
@@ -141,7 +147,10 @@ def graft(
     if weights is not None:
         load_body(body, weights, origin=network)
     spec = NetworkSpec(network, stem, image_size)
-    return Grafted(Trunk(body, frozen=frozen, norms=norms), make_head(head, point, classes, spec=spec, seed=seed))
+    return Grafted(
+        Trunk(body, frozen=frozen, norms=norms),
+        make_head(head, point, classes, spec=spec, seed=seed, generation=generation),
+    )
 
 
 def load_body(body: nn.Module, state: Mapping[str, Tensor], *, origin: str) -> None:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from regraft.data import DatasetInfo, dataset_digest, dataset_info
 from regraft.errors import Diverged, RunError, StudyError, WeightsError
 from regraft.spec import Head, Preprocessing, Recipe, Run, Source
+from regraft.spec.models import UNTRAINED
+from regraft.spec.recipe import SOLVED
 from regraft.spec.tuning import OWNERS, USUAL, norms_of
 from regraft.study.known import WeightsFacts, cut_name, cuts_below, weights_facts
 from regraft.study.plan import Cell, cells
@@ -77,6 +79,11 @@ class Keys:
         """The run at the start of the chain of sources: it names the network. Needs no result."""
         cell = self.source_cell(run)
         return run if cell is None else self.root(self.by_cell[cell][0])
+
+    def generation(self, run: Run) -> int:
+        """How many runs of the study the trunk has been through."""
+        cell = self.source_cell(run)
+        return 0 if cell is None else 1 + self.generation(self.by_cell[cell][0])
 
     def bearer(self, run: Run) -> Run:
         """The run whose source gave the trunk its weights: a frozen parent hands on the trunk it was given."""
@@ -201,9 +208,13 @@ class Keys:
         }  # fmt: skip
 
     def _head_start(self, run: Run) -> Spec:
-        """The fit whose head is the first state of the run's; nothing for a head that starts at random."""
-        parent = self.parent(run) if run.head.start == "source" else None
-        return {} if parent is None else {"head_start": self.fit_key(parent)}
+        """Where the head begins: with the head of a fit, or drawn anew for a trunk that other runs have trained."""
+        if run.head.start == "source":
+            parent = self.parent(run)
+            return {} if parent is None else {"head_start": self.fit_key(parent)}
+        drawn = run.head.kind not in UNTRAINED and run.recipe.optimizer not in SOLVED  # others have an optimum
+        generation = self.generation(run)
+        return {"generation": generation} if drawn and generation else {}
 
     def fit_key(self, run: Run) -> str:
         if run not in self._fit_keys:

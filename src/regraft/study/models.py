@@ -18,6 +18,7 @@ def grafted(run: Run, bench: Bench) -> Grafted:
     model = graft(
         spec.network, spec.stem, bench.source_state(run), run.cut, run.head, len(bench.dataset(run).classes),
         frozen=run.method == "frozen", norms=run.norms, seed=run.seed,
+        generation=bench.keys.generation(run),
         image_size=bench.keys.preprocessing(run).image_size,
     )  # fmt: skip
     parent = bench.keys.parent(run) if run.head.start == "source" else None

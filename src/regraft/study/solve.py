@@ -212,7 +212,14 @@ def _empty(run: Run, bench: Bench, *, kept: int) -> nn.Module:
 def _grafted_on(run: Run, bench: Bench) -> nn.Module:
     """The part behind the pooling of the head that would be grafted on the live trunk: the same initial weights."""
     classes = len(bench.dataset(run).classes)
-    head = make_head(run.head, bench.point(run), classes, spec=bench.network(run), seed=run.seed)
+    head = make_head(
+        run.head,
+        bench.point(run),
+        classes,
+        spec=bench.network(run),
+        seed=run.seed,
+        generation=bench.keys.generation(run),
+    )
     assert isinstance(head, PooledHead)
     return head.classify
 
