@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from regraft import cli_data
+from regraft import cli_audit, cli_data, cli_science
 from regraft.errors import RegraftError, StudyError
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ app = typer.Typer(
 data_app = typer.Typer(help="The image data sets: what there is, fetch one, look at one.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 cli_data.add_to(data_app)
+cli_audit.add_to(app)
+cli_science.add_to(app)
 
 
 Device = StrEnum("Device", ["auto", "cpu", "cuda", "mps"])

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 
 from regraft.analysis.alarm import alarms, chance_p
 from regraft.analysis.answer import answer
 from regraft.analysis.table import rows_table
 from regraft.study.results import Cell, Missing, Results
-from tests.unit.show_example import cell, grid_of_cuts, learning_curve, seven_rows
+from tests.unit.show_example import cell, confusion, grid_of_cuts, learning_curve, seven_rows
 
 
 def kinds(*cells: Cell) -> list[str]:
@@ -67,6 +68,25 @@ def test_a_loss_that_rises_above_guessing_raises_diverged() -> None:
 def test_training_images_learnt_but_validation_at_chance_raises_memorised() -> None:
     assert kinds(cell(train_accuracy=0.99, validation_accuracy=0.101)) == ["memorised"]
     assert kinds(cell(train_accuracy=0.99, validation_accuracy=0.2, validation_images=10)) == []
+
+
+def test_a_loss_that_never_comes_down_from_far_above_guessing_raises_diverged() -> None:
+    assert kinds(cell(curve=losses(90.0, 60.0, 40.0), train_accuracy=0.15)) == ["diverged"]
+    assert kinds(cell(curve=losses(90.0, 60.0, 40.0), train_accuracy=0.95)) == []  # right, but for a few far misses
+
+
+def test_a_cause_that_is_found_stands_in_place_of_guesses_and_once_in_full() -> None:
+    renamed = np.roll(np.array(confusion(0.9, 10)), 1, axis=1).tolist()
+    moved = cell(
+        accuracy=0.0, train_accuracy=0.95, validation_accuracy=0.9, confusion=renamed, curve=losses(2.31, 2.303, 2.302)
+    )
+    flat, chance = alarms(Results(seven_rows().study, [moved], [], 1))
+    assert [flat.kind, chance.kind] == ["flat", "chance"]
+    assert [cause.name for cause in chance.causes] == ["class order"]
+    assert "Likely cause: class order: with the answers renamed (" in flat.message
+    assert "Fix: give both parts the same class names" in flat.message
+    assert chance.message.endswith("Likely cause, as above: class order.")
+    assert "Likely causes" not in flat.message + chance.message
 
 
 def test_messages_name_numbers_causes_and_checks() -> None:

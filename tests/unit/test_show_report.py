@@ -6,14 +6,21 @@ import base64
 import hashlib
 import json
 import re
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
 from regraft.analysis.answer import answer
+from regraft.analysis.compare import SHOWN, comparisons
+from regraft.analysis.table import rows_table
+from regraft.analysis.variance import spreads
+from regraft.analysis.worth import label_worths
 from regraft.show.report import report_html, write_report
+from regraft.show.tables import plain_text
+from regraft.study.results import Results
 from tests.unit.show_example import HOSTILE, grid_of_cuts, hostile, seven_rows
 
 
@@ -41,14 +48,22 @@ class Page(HTMLParser):
             self.text += data
 
 
+def quickstart() -> Results:
+    return Results.from_json(Path(__file__).parents[2] / "docs" / "records" / "quickstart.json")
+
+
+STUDIES: dict[str, Callable[[], Results]] = {
+    "seven": seven_rows,
+    "cuts": grid_of_cuts,
+    "hostile": hostile,
+    "quickstart": quickstart,
+    "single": partial(grid_of_cuts, seeds=(0,)),
+}
+
+
 @cache
 def page(name: str) -> Page:
-    return Page(
-        report_html(
-            {"seven": seven_rows, "cuts": grid_of_cuts, "hostile": hostile}[name](),
-            command="regraft run <cifar>",
-        )
-    )
+    return Page(report_html(STUDIES[name](), command="regraft run <cifar>"))
 
 
 def test_the_report_is_one_file_written_whole(tmp_path: Path) -> None:
@@ -115,3 +130,57 @@ def test_the_data_of_the_figures_is_valid_json_with_hostile_names() -> None:
     data = page("hostile").scripts[0]
     assert "<" not in data
     assert HOSTILE in json.dumps(json.loads(data))
+
+
+def test_comparisons_say_how_many_there_are_and_what_the_correction_is_over() -> None:
+    text, found = " ".join(page("quickstart").text.split()), comparisons(quickstart())
+    assert found.note(SHOWN) in text
+    assert f"the {SHOWN} shown are" in text
+    for pair in found.shown():
+        assert f"{pair.a} − {pair.b}" in text
+        assert pair.difference.text().partition(" (")[0] in text
+    assert text.count("not clear") == sum(not pair.clear for pair in found.shown())
+
+
+def test_without_two_seeds_nothing_is_compared() -> None:
+    assert "Comparisons" not in page("single").text
+    assert "How far the seeds lie apart" not in page("single").text
+    assert "Comparisons" in page("cuts").text
+
+
+def test_label_worth_is_there_where_a_scratch_curve_is() -> None:
+    text = " ".join(page("quickstart").text.split())
+    worths = label_worths(quickstart())
+    assert "measured with random from 5 to 20 per class" in text
+    assert all(worth.text() in text for worth in worths.values())
+    assert "label worth" in page("seven").text
+    assert "abel worth" not in page("cuts").text
+
+
+def test_the_spread_over_seeds_says_what_it_can_come_from() -> None:
+    text = " ".join(page("quickstart").text.split())
+    for row, spread in spreads(quickstart()):
+        assert row.name in text
+        assert spread.text() in text
+        assert spread.told() in text
+
+
+def test_every_count_is_stated() -> None:
+    text = " ".join(page("seven").text.split())
+    for wanted in ("n seeds", "training images", "test images", "test 10,000", "45,000"):
+        assert wanted in text
+    single = rows_table(grid_of_cuts(seeds=(0,)))
+    assert all(row.summary and row.summary.test_sample() in page("single").text for row in single)
+    assert "One seed alone has no interval over seeds" in page("single").text
+    assert "One seed alone" not in page("seven").text
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_the_terminal_says_label_worth_and_what_n_and_accuracies_are_of(width: int) -> None:
+    text = " ".join(plain_text(quickstart(), width).split())
+    assert "Label worth: labelled images per class" in text
+    assert "n: seeds. Test images: " in text
+    assert "n: seeds, each scored on 10,000 test images." in plain_text(grid_of_cuts(), width)
+    assert "abel worth" not in plain_text(grid_of_cuts(), width)
+    single = " ".join(plain_text(grid_of_cuts(seeds=(0,)), width).split())
+    assert "so no interval over seeds; the test images alone leave up to ± 1.0 points open (95 % Wilson)." in single

@@ -28,6 +28,14 @@ def test_t_interval_is_scipys() -> None:
     assert t_interval(SCORES, level=0.5) == pytest.approx(stats.t.interval(0.5, 2, loc=mean, scale=error))
 
 
+@pytest.mark.parametrize("n", [2, 3, 5, 30])
+@pytest.mark.parametrize("level", [0.5, 0.8, 0.95, 0.99])
+def test_t_interval_is_scipys_for_every_n_and_level(n: int, level: float) -> None:
+    scores = stream(n, "scores").normal(0.8, 0.02, size=n)
+    expected = stats.t.interval(level, n - 1, loc=scores.mean(), scale=stats.sem(scores))
+    assert t_interval(scores.tolist(), level) == pytest.approx(expected, rel=1e-12)
+
+
 def test_t_interval_of_a_hand_computed_example() -> None:
     # 1, 2, 3: mean 2, standard deviation 1, t(0.975, 2) = 4.302653; half-width 4.302653 / sqrt(3)
     assert t_interval([1, 2, 3]) == pytest.approx((2 - 2.484138, 2 + 2.484138), abs=1e-6)
@@ -51,6 +59,21 @@ def test_wilson_interval_is_scipys(correct: int, n: int) -> None:
     assert wilson_interval(correct, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
+@pytest.mark.parametrize("level", [0.5, 0.9, 0.99])
+def test_wilson_interval_is_scipys_at_other_levels(level: float) -> None:
+    expected = stats.binomtest(7, 40).proportion_ci(level, method="wilson")
+    assert wilson_interval(7, 40, level) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("correct", "n", "low", "high"),
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_wilson_interval_of_published_examples(correct: int, n: int, low: float, high: float) -> None:
+    # Newcombe 1998, Statistics in Medicine 17:857, table I, score method without continuity correction
+    assert wilson_interval(correct, n) == pytest.approx((low, high), abs=5e-5)
+
+
 def test_wilson_interval_refuses_impossible_counts() -> None:
     with pytest.raises(ValueError, match="correct = 6, n = 5"):
         wilson_interval(6, 5)
@@ -67,6 +90,16 @@ def test_paired_difference_is_scipys_paired_test_over_common_seeds() -> None:
     assert got.p == pytest.approx(reference.pvalue)
     assert (got.low, got.high) == pytest.approx((interval.low, interval.high))
     assert got.text() == "+3.7 points [+2.2, +5.1] (95 % paired t, n = 3 seeds)"
+
+
+def test_paired_difference_of_students_own_example() -> None:
+    # Student 1908: hours of sleep gained with one drug and with the other, ten patients
+    one = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
+    other = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
+    got = paired_difference(dict(enumerate(other)), dict(enumerate(one)))
+    assert (got.mean, got.low, got.high) == pytest.approx((1.58, 0.7001142, 2.4598858), abs=1e-6)
+    assert got.p == pytest.approx(0.002833, abs=1e-6)
+    assert got.deviation == pytest.approx(1.229995, abs=1e-6)
 
 
 def test_paired_difference_changes_sign_with_its_arms() -> None:
@@ -86,6 +119,28 @@ def test_equal_arms_differ_by_nothing_and_a_constant_gap_is_certain() -> None:
     assert gap.mean == pytest.approx(0.01)
 
 
+def test_the_same_gap_on_few_images_is_not_certain() -> None:
+    a, b = {0: 0.50, 1: 0.60}, {0: 0.48, 1: 0.58}
+    assert paired_difference(a, b).p == 0.0
+    got = paired_difference(a, b, step=1 / 50)
+    assert got.deviation == pytest.approx(1 / 50 / math.sqrt(6))
+    assert got.p > 0.1
+    assert got.low < 0 < got.high
+
+
+def test_a_step_below_the_deviation_changes_nothing() -> None:
+    a, b = dict(enumerate(SCORES)), {0: 0.5, 1: 0.6, 2: 0.55}
+    assert paired_difference(a, b, step=1e-4) == paired_difference(a, b)
+
+
+@pytest.mark.parametrize("images", [20, 200])
+def test_equal_arms_on_few_images_are_told_apart_no_more_often_than_said(images: int) -> None:
+    right = stream(2, "images").binomial(images, 0.7, size=(3000, 2, 2)) / images  # (study, arm, seed)
+    found = [paired_difference(dict(enumerate(a)), dict(enumerate(b)), 1 / images) for a, b in right]
+    assert np.mean([difference.p < 0.05 for difference in found]) < 0.05 + 3 * binomial_error(0.05, 3000)
+    assert all((difference.p < 0.05) == difference.clear for difference in found)
+
+
 def test_a_difference_needs_two_common_seeds() -> None:
     with pytest.raises(TooFewSeeds, match="got 1"):
         paired_difference({0: 0.9, 1: 0.8}, {1: 0.7, 2: 0.6})
@@ -96,6 +151,19 @@ def test_holm_of_a_hand_computed_example() -> None:
     assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
     assert holm([]) == []
     assert holm([0.7, 0.9]) == [1.0, 1.0]
+
+
+def test_holm_of_a_second_hand_computed_example() -> None:
+    # 0.005 x 4, 0.01 x 3, 0.03 x 2, then 0.04 x 1 raised to the one before
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.03]) == [0.03]
+    assert holm([0.02, 0.02, 0.02]) == pytest.approx([0.06, 0.06, 0.06])
+
+
+def test_holm_finds_something_in_pure_noise_as_rarely_as_it_says() -> None:
+    families = stream(3, "noise").uniform(size=(3000, 12))
+    wrong = np.mean([min(holm(family.tolist())) < 0.05 for family in families])
+    assert wrong == pytest.approx(0.05, abs=4 * binomial_error(0.05, 3000))
 
 
 def test_holm_is_at_least_p_and_keeps_order() -> None:
@@ -116,7 +184,10 @@ def test_a_summary_says_interval_and_n() -> None:
 
 
 def test_one_seed_says_the_test_samples_error_instead() -> None:
-    assert summarise([0.934], 10_000).text() == "93.4 % (1 seed; test-sample error ± 0.5, Wilson)"
+    text = "93.4 % (1 seed; from 10,000 test images alone [92.9, 93.9], 95 % Wilson)"
+    assert summarise([0.934], 10_000).text() == text
+    assert summarise([0.934], 10_000).test_sample() in text
+    assert summarise(SCORES, 10_000).test_sample() == ""
     assert summarise([0.934]).text() == "93.4 % (1 seed)"
     assert summarise([math.nan], 100).text() == "nan % (1 seed)"
 

@@ -14,6 +14,7 @@ from statistics import fmean
 
 from regraft.analysis.stats import paired_difference
 from regraft.analysis.table import TableRow, rows_table
+from regraft.analysis.worth import labels_per_class
 from regraft.study.results import Results
 
 
@@ -49,8 +50,8 @@ def _facts(results: Results, name: str) -> _Facts:
     first = cells[0]
     return _Facts(
         random=first.weights == "random",
-        images=(first.data, first.budget, first.class_names),
-        labels=first.train_images + first.validation_images,
+        images=(first.data, first.budget, results.study.targets[first.target].classes),
+        labels=round(labels_per_class(results.study, results.study.row(name), first) * first.classes),
         validation=fmean(-1.0 if c.validation_accuracy is None else c.validation_accuracy for c in cells),
     )
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import altair as alt
 
 from regraft.analysis import arms
 from regraft.show.figures import WIDTH, Chart, Entries, chart_of, line_look, natural, percent_axis
 from regraft.show.text import printable
 from regraft.study.results import Results
+
+if TYPE_CHECKING:  # it needs torch, which a report does without
+    from regraft.study.similarity import Alike
 
 
 def lost_by_cut(results: Results) -> Chart | None:
@@ -75,3 +80,27 @@ def mixing_curve(results: Results) -> Chart | None:
         .properties(width=WIDTH, height=280, title=title, description=f"{title}; validation accuracy by factor.")
     )
     return chart
+
+
+def cka_map(alike: Alike) -> Chart:
+    """Heat map of CKA between the blocks of two networks, numbers in the cells."""
+    rows, columns = ([printable(cut) for cut in cuts] for cuts in alike.cuts)
+    entries: Entries = [
+        {"a": a, "b": b, "cka": value, "ink": value < 0.6}
+        for a, values in zip(rows, alike.matrix.tolist(), strict=True)
+        for b, value in zip(columns, values, strict=True)
+    ]
+    first, second = (printable(name, 80) for name in alike.names)
+    title = "How alike blocks are: CKA"
+    base = chart_of(entries).encode(
+        x=alt.X("b:N", sort=columns, axis=alt.Axis(title=second, labelAngle=-45)),
+        y=alt.Y("a:N", sort=rows, axis=alt.Axis(title=first)),
+        tooltip=["a:N", "b:N", alt.Tooltip("cka:Q", format=".3f")],
+    )
+    scale = alt.Scale(domain=[0, 1], scheme="blues", clamp=True)
+    cells = base.mark_rect().encode(color=alt.Color("cka:Q", scale=scale, legend=alt.Legend(title="CKA")))
+    ink = alt.condition(alt.datum.ink, alt.value("#1b1e24"), alt.value("#ffffff"))
+    numbers = base.mark_text(fontSize=10).encode(text=alt.Text("cka:Q", format=".2f"), color=ink)
+    text = f"{title} between the blocks of {first} and of {second}, on {alike.images:,} training images."
+    side = 34 * max(len(rows), len(columns), 6)
+    return alt.layer(cells, numbers).properties(width=side, height=34 * len(rows), title=title, description=text)

@@ -12,6 +12,7 @@ import hashlib
 import os
 from importlib import metadata, resources
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import jinja2
@@ -19,9 +20,12 @@ from markupsafe import Markup
 
 from regraft.analysis.alarm import Alarm, alarms
 from regraft.analysis.answer import answer
+from regraft.analysis.compare import KINDS, Comparisons, comparisons, p_text
 from regraft.analysis.stats import binomial_error
 from regraft.analysis.table import TableRow, rows_table
-from regraft.show import figures
+from regraft.analysis.variance import Spread, points, spreads
+from regraft.analysis.worth import Worth, count, label_worths
+from regraft.show import figures, figures_transfer
 from regraft.show.text import duration, percent, printable, script_json
 from regraft.study.results import Cell, Results
 
@@ -31,8 +35,10 @@ SHOWN_TARGETS = 4  # with a confusion matrix
 FIGURES = (
     figures.accuracy_by_row,
     figures.accuracy_by_cut,
+    figures_transfer.lost_by_cut,
     figures.accuracy_by_budget,
     figures.learning_curves,
+    figures_transfer.mixing_curve,
 )
 
 # Draws every figure over its static image, in the page's colours, and again when those change.
@@ -89,6 +95,8 @@ def report_html(results: Results, *, command: str = "") -> str:
 
 def _content(results: Results, command: str) -> dict[str, Any]:
     rows, best = rows_table(results), _best_cells(results)
+    worths, seconds = label_worths(results), _seconds(results.cells)
+    compared = comparisons(results)
     charts = [chart for make in FIGURES if (chart := make(results)) is not None]
     vega = figures.javascript() if charts else ""
     specs = [figures.spec(chart) for chart in charts]
@@ -100,10 +108,24 @@ def _content(results: Results, command: str) -> dict[str, Any]:
         "answer": answer(results),
         "alarms": _joined(alarms(results)),
         "missing": [row for row in rows if row.missing],
-        "rows": [{**_fields(row), "each_seed": _each_seed(row)} for row in rows],
+        "rows": [
+            {
+                **_fields(row),
+                "below": _below_accuracy(row),
+                "worth": worths[row.name].text() if row.name in worths else "–",
+                "seconds": seconds.get(row.name, "–"),
+            }
+            for row in rows
+        ],
+        "single": any(row.n == 1 for row in rows),
+        "worth_note": _worth_note(worths),
+        "with_seconds": bool(seconds),
         "with_original": any(row.original is not None for row in rows),
         "with_note": any(row.note for row in rows),
         "figures": [{**figures.images(spec), "description": spec["description"]} for spec in specs],
+        "comparisons": _compared(compared),
+        "comparisons_note": compared.note(len(compared.shown())),
+        "spreads": [_spread(row, spread) for row, spread in spreads(results)],
         "confusions": [_confusion(cell) for cell in best[:SHOWN_TARGETS]],
         "more_targets": len(best) > SHOWN_TARGETS,
         "provenance": _provenance(results, command),
@@ -120,8 +142,60 @@ def _fields(row: TableRow) -> dict[str, Any]:
     return {**vars(row), "what": row.what}
 
 
-def _each_seed(row: TableRow) -> str:
-    return ", ".join(f"{100 * score:.1f}" for score in row.scores.values()) + " %" if row.n > 1 else ""
+def _below_accuracy(row: TableRow) -> str:
+    """Every seed; or of a single one, what its interval is over, or which its test images alone give."""
+    if row.n != 1:
+        return ", ".join(f"{100 * score:.1f}" for score in row.scores.values()) + " %" if row.n else ""
+    assert row.summary is not None
+    return row.summary.test_sample() if row.summary.episodes is None else f"over {row.summary.episodes:,} episodes"
+
+
+def _seconds(cells: list[Cell]) -> dict[str, str]:
+    """Row -> mean seconds of its scored trainings, of those that recorded them."""
+    spent: dict[str, list[float]] = {}
+    for cell in cells:
+        if "seconds" in cell.cost:
+            spent.setdefault(cell.row, []).append(float(cell.cost["seconds"]))
+    return {row: "< 0.1" if (mean := fmean(each)) < 0.05 else f"{mean:,.1f}" for row, each in spent.items()}
+
+
+def _worth_note(worths: dict[str, Worth]) -> str:
+    """Which curves the label worths were read off; "" if there are none."""
+    curves = dict.fromkeys(
+        f"{worth.scratch} from {count(worth.first)} to {count(worth.last)} per class" for worth in worths.values()
+    )
+    return f"measured with {'; '.join(curves)}" if curves else ""
+
+
+def _compared(compared: Comparisons) -> list[dict[str, Any]]:
+    """The pairs that are shown, each with what its line says."""
+    return [
+        {
+            "what": KINDS[pair.kind],
+            "a": pair.a,
+            "b": pair.b,
+            "difference": pair.difference.text().partition(" (")[0],
+            "n": pair.difference.n,
+            "p": p_text(pair.difference.p).removeprefix("= "),
+            "adjusted": p_text(pair.adjusted).removeprefix("= "),
+            "clear": pair.clear,
+            "verdict": pair.verdict,
+            "seeds": pair.seeds_needed().short(),
+        }
+        for pair in compared.shown()
+    ]
+
+
+def _spread(row: TableRow, spread: Spread) -> dict[str, Any]:
+    limit = "" if spread.measured else "at most "
+    return {
+        "name": row.name,
+        "n": spread.n,
+        "total": spread.text(),
+        "test": f"{limit}{points(spread.test)} points",
+        "test_images": spread.test_images,
+        "training": spread.told(),
+    }
 
 
 def _policy(*scripts: str) -> str:

@@ -12,7 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from regraft.analysis.alarm import Alarm, alarms
+from regraft.analysis.stats import wilson_interval
 from regraft.analysis.table import TableRow, rows_table
+from regraft.analysis.worth import label_worths
 from regraft.show.text import percent, printable
 from regraft.study.results import Results
 
@@ -35,15 +37,16 @@ def plain_text(results: Results, width: int = 100) -> str:
 
 @dataclass(frozen=True)
 class ResultsTable:
-    """Rows with accuracy, interval and n; below it missing rows with their reason, and alarms."""
+    """Rows with accuracy, interval, n and label worth; below it what the numbers are of, missing rows, alarms."""
 
     results: Results
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         rows = rows_table(self.results)
+        worths = {row: worth.text() for row, worth in label_worths(self.results).items()}
         wide = options.max_width >= WIDE_COLUMNS
-        yield _wide_table(rows) if wide else _narrow_table(rows)
-        yield from _below(rows, alarms(self.results))
+        yield _wide_table(rows, worths) if wide else _narrow_table(rows, worths)
+        yield from _below(rows, alarms(self.results), with_worth=bool(worths))
 
 
 def _new_table() -> Table:
@@ -66,19 +69,20 @@ def _numbers(row: TableRow, rows: list[TableRow]) -> list[Text]:
     return cells
 
 
-def _narrow_table(rows: list[TableRow]) -> Table:
-    """What a row is goes under its name, dimmed."""
+def _narrow_table(rows: list[TableRow], worths: dict[str, str]) -> Table:
+    """What a row is and its label worth go under its name, dimmed."""
     table = _new_table()
     table.add_column("row", overflow="fold")
     _add_numbers(table, rows)
     for row in rows:
-        details = [Text(printable(line), style="dim") for line in (row.what, row.note) if line]
+        worth = f"label worth: {worths[row.name]}" if row.name in worths else ""
+        details = [Text(printable(line), style="dim") for line in (row.what, row.note, worth) if line]
         name = Text(printable(row.name, NAME_LIMIT), style="bold")
         table.add_row(Group(name, Padding(Group(*details), (0, 0, 0, 2))), *_numbers(row, rows))
     return table
 
 
-def _wide_table(rows: list[TableRow]) -> Table:
+def _wide_table(rows: list[TableRow], worths: dict[str, str]) -> Table:
     table = _new_table()
     table.add_column("row", overflow="fold", ratio=3, min_width=16)
     for title in ("source", "cut", "method", "head"):
@@ -91,7 +95,7 @@ def _wide_table(rows: list[TableRow]) -> Table:
     for row in rows:
         parts = [row.source, row.cut, row.method, row.head, f"{row.target} ({row.budget})"]
         table.add_row(
-            Text(printable(row.name, NAME_LIMIT)),
+            _name_and_worth(row, worths),
             *(Text(printable(part, 40)) for part in parts),
             *_numbers(row, rows),
             *([Text(printable(row.note), style="dim")] if with_note else []),
@@ -99,11 +103,22 @@ def _wide_table(rows: list[TableRow]) -> Table:
     return table
 
 
-def _below(rows: list[TableRow], raised: list[Alarm]) -> list[RenderableType]:
-    """Why single seeds have no interval, missing rows, alarms."""
-    lines: list[RenderableType] = []
-    if any(row.n == 1 for row in rows):
-        lines.append(Text("n = 1: one seed, so no interval over seeds.", style="dim"))
+def _name_and_worth(row: TableRow, worths: dict[str, str]) -> Text:
+    name = Text(printable(row.name, NAME_LIMIT))
+    return name.append(f"\nlabel worth {worths[row.name]}", style="dim") if row.name in worths else name
+
+
+def _below(rows: list[TableRow], raised: list[Alarm], *, with_worth: bool) -> list[RenderableType]:
+    """What n, the accuracies and label worths are of; missing rows; alarms."""
+    said = [_test_images(rows)]
+    if single := [row for row in rows if row.n == 1]:
+        said.append(f"n = 1: one seed, so no interval over seeds{_sample_error(single)}.")
+    if with_worth:
+        said.append(
+            "Label worth: labelled images per class that training from scratch needs for the same accuracy "
+            "[95 % t over seeds]."
+        )
+    lines: list[RenderableType] = [Text(line, style="dim") for line in said if line]
     for row in rows:
         for reason in row.missing:
             lines.append(Text(f"missing: {printable(row.name, NAME_LIMIT)}: {printable(reason)}", style="red"))
@@ -111,3 +126,28 @@ def _below(rows: list[TableRow], raised: list[Alarm]) -> list[RenderableType]:
         where = f"{printable(alarm.row, NAME_LIMIT)}, seed {alarm.seed}"
         lines.append(Text(f"alarm: {where}: {printable(alarm.message)}", style="yellow"))
     return [Text(""), Group(*lines)] if lines else []
+
+
+def _test_images(rows: list[TableRow]) -> str:
+    """'n: seeds, each scored on 10,000 test images.', or how many for which target; "" without a score."""
+    targets: dict[int, dict[str, None]] = {}
+    for row in rows:
+        if row.test_images is not None:
+            targets.setdefault(row.test_images, {})[printable(row.target, 40)] = None
+    if not targets:
+        return ""
+    if len(targets) == 1:
+        return f"n: seeds, each scored on {next(iter(targets)):,} test images."
+    parts = [f"{images:,} ({', '.join(names)})" for images, names in targets.items()]
+    return f"n: seeds. Test images: {'; '.join(parts)}."
+
+
+def _sample_error(single: list[TableRow]) -> str:
+    """'; the test images alone leave up to ± 1.0 points open (95 % Wilson)', of the least certain of these rows."""
+    halves = []
+    for row in single:
+        if row.summary is not None and row.summary.test_sample():
+            assert row.test_images is not None
+            low, high = wilson_interval(round(row.summary.mean * row.test_images), row.test_images)
+            halves.append(50 * (high - low))
+    return f"; the test images alone leave up to ± {max(halves):.1f} points open (95 % Wilson)" if halves else ""

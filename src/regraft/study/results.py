@@ -79,6 +79,7 @@ class Results:
     cells: list[Cell]
     missing: list[Missing]
     scores_taken: int  # how often the test labels were read for this study
+    store: Store | None = field(default=None, repr=False, compare=False)  # where the fits are; None: not known
 
     @classmethod
     def read(cls, study: Study, keys: Keys, reasons: Mapping[tuple[str, int], str]) -> Results:
@@ -91,7 +92,7 @@ class Results:
                 found.append(_read_cell(keys, keys.final(cell), rows[cell[0]][1]))
             except RegraftError as error:
                 missing.append(Missing(*cell, reasons.get(cell, _why(error, cell[0]))))
-        return cls(study, found, missing, len(found))
+        return cls(study, found, missing, len(found), keys.store)
 
     @property
     def rows(self) -> list[dict[str, Any]]:

@@ -1,0 +1,68 @@
+"""`regraft audit`: duplicates, odd classes, empty and unreadable images of a study."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+SHOWN = 20  # rows of a table in the terminal
+
+
+def add_to(app: typer.Typer) -> None:
+    """Make the command part of `regraft`."""
+    app.command("audit")(audit)
+
+
+def audit(
+    study: Annotated[str, typer.Argument(metavar="STUDY", help="a study file (YAML) or a preset's name")],
+    out: Annotated[Path | None, typer.Option(help="write a page with all tables and the closest pairs (HTML)")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON on standard output, for programs")] = False,
+    store: Annotated[
+        Path | None, typer.Option("--store", help="folder of the results store; default: the user's cache folder")
+    ] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="use only data and weights already here")] = False,
+) -> None:
+    """Look at a study's images: duplicates between training, validation and test images and those of sources, also
+    mirrored or changed a little; labels, empty and unreadable ones; and the results without the duplicated test images.
+
+    Nothing is computed anew: results are those that the store has.
+    """
+    from regraft.spec import Study
+
+    chosen = Study.from_yaml(study)
+    from regraft import cli_text
+    from regraft.errors import StoreError
+    from regraft.show.audit import audit_dict, findings, tables, write_audit
+    from regraft.show.text import printable
+    from regraft.study import audit as audits
+    from regraft.study.results import read_results
+    from regraft.study.store import Store, default_store
+
+    shelf = Store(store) if store else default_store()
+    with cli_text.share_bar(chosen.study) as advance:
+        found = audits.audit(chosen, shelf, offline=offline, advance=advance)
+    without = audits.without_duplicates(read_results(chosen, shelf), found, shelf)
+    if out is not None:
+        try:
+            write_audit(found, without, out, command=shlex.join(["regraft", *sys.argv[1:]]))
+        except OSError as error:
+            raise StoreError(f"cannot write {out}: {error.strerror or error}; name another file with --out") from error
+    if as_json:
+        typer.echo(json.dumps(audit_dict(found, without), indent=2))
+        return
+    for sentence in findings(found, without):
+        typer.echo(printable(sentence))
+    for table in tables(found, without):
+        typer.echo("")
+        right = " ".join(name for name in table.numbers if " " not in name)
+        shown = cli_text.table(table.title, table.columns, table.rows[:SHOWN], right=right)
+        cli_text.show(shown)
+        if len(table.rows) > SHOWN:
+            typer.echo(f"... and {len(table.rows) - SHOWN:,} more; --out FILE.html or --json shows them")
+    if out is not None:
+        typer.echo(f"\nWritten to {out}")

@@ -1,0 +1,99 @@
+"""`regraft scores` and `regraft similarity`: what features say before training, and what training did to them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+By = StrEnum("By", ["cut", "source", "both"])
+BETWEEN: dict[By, Literal["cut", "source", "both"]] = {By.cut: "cut", By.source: "source", By.both: "both"}
+StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="a study file (YAML) or a preset's name")]
+StoreFolder = Annotated[
+    Path | None, typer.Option("--store", help="folder of the results store; default: the user's cache folder")
+]
+Device = Annotated[str, typer.Option(help="where to compute: auto, cpu, cuda or mps")]
+Offline = Annotated[bool, typer.Option("--offline", help="use only data and weights already here")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON on standard output, for programs")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Make the commands part of `regraft`."""
+    app.command("scores")(scores)
+    app.command("similarity")(similarity)
+
+
+def scores(
+    study: StudyName,
+    by: Annotated[By, typer.Option(help="what is chosen between")] = By.cut,
+    images: Annotated[int, typer.Option(min=50, help="training images looked at, at most")] = 2000,
+    store: StoreFolder = None,
+    device: Device = "auto",
+    offline: Offline = False,
+    as_json: AsJson = False,
+) -> None:
+    """Score the frozen rows of a study by their features alone (LogME, LEEP, H-score, a ridge probe, ...).
+
+    Then say how well each score would have advised: regret and rank correlation against the measured accuracies, always
+    beside trivial baselines.
+    """
+    from regraft.spec import Study
+
+    chosen = Study.from_yaml(study)
+    from regraft.analysis.adviser import adviser_table, table_lines
+    from regraft.study.scores import scores_table
+    from regraft.study.store import Store, default_store
+
+    rows = scores_table(
+        chosen, Store(store) if store else default_store(), device=device, offline=offline, images=images
+    )
+    if as_json:
+        typer.echo(json.dumps([asdict(row) for row in rows], indent=2).replace("NaN", "null"))
+        return
+    for row in rows:
+        told = ", ".join(f"{name} {value:.4g}" for name, value in row.scores.items() if value == value)
+        typer.echo(f"{row.row} [seed {row.seed}]: {told}")
+    for line in ["", *table_lines(adviser_table(rows, BETWEEN[by]))]:
+        typer.echo(line)
+
+
+def similarity(
+    study: StudyName,
+    row: Annotated[str, typer.Argument(metavar="ROW", help="a trained row of the study")],
+    other: Annotated[
+        str | None, typer.Argument(metavar="[OTHER]", help="another one; default: what ROW started from")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="of the rows; default: the first")] = None,
+    out: Annotated[Path | None, typer.Option(help="file of the heat map: .svg, .png, .pdf or .html")] = None,
+    images: Annotated[int, typer.Option(min=8, help="training images looked at, at most")] = 1024,
+    store: StoreFolder = None,
+    device: Device = "auto",
+    offline: Offline = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare the blocks of two trained networks by CKA; of one, before and after training: how far each drifted."""
+    from regraft.spec import Study
+
+    chosen = Study.from_yaml(study)
+    from regraft.show.figures import save
+    from regraft.show.figures_transfer import cka_map
+    from regraft.study.similarity import similarity as compare
+    from regraft.study.store import Store, default_store
+
+    shelf = Store(store) if store else default_store()
+    alike = compare(chosen, row, other, shelf, seed=seed, images=images, device=device, offline=offline)
+    if as_json:
+        found = {"networks": alike.names, "cuts": alike.cuts, "cka": alike.matrix.tolist(), "images": alike.images}
+        typer.echo(json.dumps({**found, "moved": [asdict(one) for one in alike.moved]}, indent=2))
+    else:
+        for i, cut in enumerate(alike.cuts[0]):
+            same = alike.cuts[1].index(cut) if cut in alike.cuts[1] else None
+            moved = next((one.weights for one in alike.moved if one.block == cut), None)
+            cka = "–" if same is None else f"{float(alike.matrix[i, same]):.3f}"
+            typer.echo(f"{cut}: CKA {cka}" + ("" if moved is None else f", weights moved by {100 * moved:.1f} %"))
+    if out is not None:
+        save(cka_map(alike), out)
