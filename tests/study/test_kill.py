@@ -63,6 +63,7 @@ def test_killed_and_resumed_is_uninterrupted(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no flock on Windows; both processes compute, one result is kept")
+@pytest.mark.slow
 def test_two_processes_on_one_store_share_the_work(tmp_path: Path) -> None:
     study = json.dumps(small_study(grid=[], rows=small_study()["rows"][:3]))
     both = [start(study, tmp_path / "store", tmp_path / f"{i}.csv") for i in range(2)]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 LAW = """
 import sys
 from regraft.networks.imports import import_torchvision
@@ -36,6 +38,7 @@ def test_torchvision_is_imported_without_the_compiler_and_works() -> None:
     run(LAW)
 
 
+@pytest.mark.slow
 def test_a_torchvision_that_needs_more_of_the_compiler_gets_it() -> None:
     run(
         "import sys, regraft.networks.imports as imports\n"
