@@ -104,7 +104,8 @@ def measure(pictures: Path, store: Path, options: argparse.Namespace) -> None:
             if stage in stages:
                 peaks[stages[stage]] = peak_gib()
             if stage == "features":
-                features[event.id] = {"seconds": round(event.seconds, 1), "message": event.message}
+                name = event.id.replace(str(pictures), "pictures")  # the place differs from run to run
+                features[name] = {"seconds": round(event.seconds, 1), "message": event.message}
                 print(event.id, event.message, f"{event.seconds:.1f} s, peak {peak_gib():.2f} GiB", file=sys.stderr)
         elif isinstance(event, StepAdvanced) and event.message and event.id.startswith("features"):
             print(f"{event.message}, peak {peak_gib():.2f} GiB", file=sys.stderr)
