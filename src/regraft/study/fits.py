@@ -158,7 +158,7 @@ def _unlabelled(run: Run, bench: Bench) -> Unlabelled | None:
 
 def _side_by_side(runs: Sequence[Run], bench: Bench, advance: Advance, wait: bool) -> bool:
     """Train all in one step each, unless that does not pay; then nothing is done, and False."""
-    if len(runs) < 2:
+    if len(runs) < 2 or bench.setting.precision != "auto":  # joint steps know the device's usual precision alone
         return False
     began = time.perf_counter()
     jobs = [_Job.of(run, bench) for run in runs]
