@@ -1,17 +1,21 @@
-"""Broken runs raise an alarm, healthy ones none; the table and the answer carry both."""
+"""Broken runs raise an alarm, healthy ones none; the table carries both."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from regraft.analysis.alarm import alarms, chance_p
+from regraft.analysis.alarm import alarm_kinds, alarms, chance_p
 from regraft.analysis.answer import answer
+from regraft.analysis.compare import comparisons
 from regraft.analysis.table import rows_table
+from regraft.analysis.worth import label_worths
 from regraft.study.results import Cell, Missing, Results
+from regraft.study.store import Store
 from tests.unit.show_example import cell, confusion, grid_of_cuts, learning_curve, seven_rows
 
 
@@ -117,30 +121,23 @@ def test_reasons_of_a_partly_scored_row_name_their_seeds() -> None:
     assert table[0].missing == ("seeds 1, 2: diverged",)
 
 
-def test_the_answer_compares_transfer_with_scratch_by_the_paired_interval() -> None:
-    sentences = answer(seven_rows())
-    assert sentences[0].startswith("On cifar10-50 (50 per class), “6 ImageNet, 50 per class” reaches 91.5 %")
-    assert "+32.8 points [+29.1, +36.6] (95 % paired t, n = 3 seeds), more than the seeds explain" in sentences[0]
-    assert sentences[1] == "6 of the 6 rows with a figure in the original study reach it (mean over seeds)."
-    assert sentences[2].startswith("1 of 8 rows raised an alarm")
+def test_the_kinds_are_those_of_the_alarms_and_no_store_is_looked_into() -> None:
+    class Closed(Store):
+        def path(self, key: str) -> Path:
+            raise AssertionError(f"looked for {key}")
 
-
-def test_the_answer_leaves_out_rows_with_an_alarm() -> None:
-    assert not any("5 rn50" in sentence for sentence in answer(seven_rows()))
-
-
-def test_the_answer_says_when_it_cannot_tell() -> None:
-    sentences = answer(grid_of_cuts(seeds=(0,)))
-    assert "cannot say what transfer was worth" in sentences[0]
-    assert "no interval can be given" in sentences[1]
-    assert "one seed only" in sentences[2]
-
-
-def test_an_empty_study_has_an_answer_too() -> None:
-    results = seven_rows()
-    gone = [Missing(row.name, 0, "no data") for row in results.study.all_rows()]
-    sentences = answer(dataclasses.replace(results, cells=[], missing=gone))
-    assert sentences == ["No row of this study has a score to rely on.", "8 cells have no score."]
+    broken = [cell(seed=0, accuracy=0.1), cell(seed=1), cell(seed=2, accuracy=0.1, curve=losses(2.31, 2.303, 2.302))]
+    results = Results(grid_of_cuts().study, broken, [], 3, Closed("nowhere"))
+    assert alarm_kinds(results) == {("a", 0): ("chance",), ("a", 2): ("flat", "chance")}
+    seen = [(alarm.row, alarm.seed, alarm.kind) for alarm in alarms(dataclasses.replace(results, store=None))]
+    assert seen == [("a", 0, "chance"), ("a", 2, "flat"), ("a", 2, "chance")]
+    whole = dataclasses.replace(seven_rows(), store=Closed("nowhere"))
+    assert rows_table(whole) == rows_table(seven_rows())
+    assert label_worths(whole) == label_worths(seven_rows())
+    assert comparisons(whole) == comparisons(seven_rows())
+    assert answer(whole) == answer(seven_rows())
+    with pytest.raises(AssertionError, match="looked for"):
+        alarms(whole)
 
 
 def test_the_example_curve_learns() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from regraft.analysis.compare import KINDS, RULES, Comparison, comparisons, p_text
+from regraft.analysis.compare import KINDS, RULES, Comparison, Transfer, comparisons, p_text
 from regraft.analysis.stats import holm, paired_difference
 from regraft.spec import Study
 from regraft.spec.tuning import told
@@ -29,7 +29,7 @@ def results_of(rows: Sequence[Mapping[str, object]], seeds: tuple[int, ...] = (0
     """A study of these rows on CIFAR-10; each row `gap` above the one before, its seeds apart from each other."""
     used = {row["source"] for row in rows}
     study = Study(
-        study="made", seeds=seeds, targets={"t": {"data": "cifar10"}}, recipes={"short": {}},
+        study="made", seeds=seeds, targets={"t": {"data": "cifar10"}}, recipes={"short": {}, "long": {}, "both": {}},
         sources={name: source for name, source in SOURCES.items() if name in used},
         rows=[{"target": "t", "recipe": [] if row.get("head") == "prototype" else ["short"], **row} for row in rows],
     )  # fmt: skip
@@ -70,6 +70,96 @@ def test_scratch_is_of_the_same_network_or_else_the_best_on_validation_never_on_
     other = [dataclasses.replace(c, network="resnet50") if c.row == "b" else c for c in results.cells]
     other = [dataclasses.replace(c, validation_accuracy=0.9 if c.row == "b" else 0.2) for c in other]
     assert ("scratch", "tuned", "a") in pairs(dataclasses.replace(results, cells=other))
+
+
+def test_the_best_of_both_kinds_on_validation_are_compared_whatever_their_networks() -> None:
+    rows = [
+        {"name": "a", "source": "random"},
+        {"name": "b", "source": "random", "head": "mlp"},
+        {"name": "tuned", "source": "imagenet"},
+        {"name": "probe", "source": "imagenet", "method": "frozen"},
+    ]
+    results = results_of(rows)
+    held = {"a": 0.2, "b": 0.9, "tuned": 0.5, "probe": 0.6}
+    cells = [
+        dataclasses.replace(c, validation_accuracy=held[c.row], network="resnet50" if c.row == "b" else "resnet18")
+        for c in results.cells
+    ]
+    found = comparisons(dataclasses.replace(results, cells=cells))
+    scratch = [(pair.a, pair.b) for pair in found.family if pair.kind == "scratch"]
+    assert scratch == [("tuned", "a"), ("probe", "a"), ("probe", "b")]
+    assert found.transfers == (Transfer("probe", "b", among=2, validated=True),)
+
+
+def test_recipes_for_the_same_head_are_compared_with_the_first() -> None:
+    rows: list[dict[str, object]] = [
+        {"name": "ridge", "source": "imagenet", "method": "frozen", "recipe": ["short"]},
+        {"name": "logistic", "source": "imagenet", "method": "frozen", "recipe": ["long"]},
+        {"name": "chosen", "source": "imagenet", "method": "frozen", "recipe": ["short", "long"]},
+        {"name": "ridge again", "source": "imagenet", "method": "frozen", "recipe": ["short"]},
+        {"name": "mlp", "source": "imagenet", "method": "frozen", "head": "mlp", "recipe": ["long"]},
+    ]
+    assert pairs(results_of(rows)) == [
+        ("head", "mlp", "logistic"),  # the linear head with the same recipe
+        ("recipe", "logistic", "ridge"),
+        ("recipe", "chosen", "ridge"),
+    ]
+
+
+def test_one_row_stands_opposite_that_of_the_same_recipes_or_else_the_best_on_validation() -> None:
+    rows: list[dict[str, object]] = [
+        {"name": f"{source} {method} {recipe}", "source": source, "method": method, "recipe": [recipe]}
+        for source in ("random", "imagenet", "other") for method in ("frozen", "finetune")
+        for recipe in ("short", "long")
+    ]  # fmt: skip
+    got = pairs(results_of(rows))
+    for kind in ("weights", "source", "frozen"):
+        own = [(a.rsplit(" ", 1), b.rsplit(" ", 1)) for name, a, b in got if name == kind]
+        assert own
+        assert all(a[-1] == b[-1] for a, b in own)
+    assert len([pair for pair in got if pair[0] == "frozen"]) == 6
+    results = results_of([*rows[:2], {**rows[2], "name": "tuned", "recipe": ["both"]}])
+    for best in ("random frozen short", "random frozen long"):
+        cells = [dataclasses.replace(c, validation_accuracy=0.9 if c.row == best else 0.3) for c in results.cells]
+        assert ("frozen", "tuned", best) in pairs(dataclasses.replace(results, cells=cells))
+
+
+def test_without_a_linear_head_the_first_one_stands_for_it() -> None:
+    heads: tuple[object, ...] = ("prototype", {"kind": "knn", "neighbours": 3}, {"kind": "knn", "neighbours": 9})
+    rows = [
+        {"name": name, "source": "imagenet", "method": "frozen", "head": head, "recipe": []}
+        for name, head in zip(("means", "three", "nine"), heads, strict=True)
+    ]
+    assert pairs(results_of(rows)) == [("head", "three", "means"), ("head", "nine", "means")]
+
+
+def test_the_pairs_of_a_shipped_study_are_about_as_many_as_its_rows() -> None:
+    study = Study.from_yaml("heads")  # five kinds of head, three recipes for the linear one, two budgets, episodes
+    sources = {"random": "random", "trained on 0-4": "the source, trained on 0-4"}
+    cells = [
+        cell(row=row.name, seed=seed, source=row.source, weights=sources[row.source], network="shufflenet",
+             cut=row.cut or "penultimate", method=row.method, head=row.head.label, target=row.target, classes=5,
+             data="digits", budget=study.targets[row.target].budget, accuracy=0.6 + 0.01 * i + 0.002 * seed)
+        for i, row in enumerate(study.all_rows()) for seed in (0, 1, 2)
+    ]  # fmt: skip
+    got = pairs(Results(study, cells, [], 0))
+    assert 15 <= len(got) <= len(study.all_rows())
+    for budget in ("5 per class", "20 per class"):
+        own = [(kind, a.partition(", ")[2], b.partition(", ")[2]) for kind, a, b in got if a.startswith(f"{budget}, ")]
+        assert ("recipe", "linear head by SGD", "linear head by ridge") in own
+        assert ("head", "linear grid-2 head by ridge", "linear head by ridge") in own
+        assert len([pair for pair in own if pair[0] == "head"]) == 5
+
+
+def test_a_comparison_is_found_either_way_round() -> None:
+    found = comparisons(seven_rows())
+    pair = found.family[0]
+    assert found.of(pair.a, pair.b) == pair
+    back = found.of(pair.b, pair.a)
+    assert back is not None
+    assert (back.a, back.b, back.adjusted, back.clear) == (pair.b, pair.a, pair.adjusted, pair.clear)
+    assert (back.difference.mean, back.difference.low) == (-pair.difference.mean, -pair.difference.high)
+    assert found.of(pair.a, "no such row") is None
 
 
 def test_frozen_is_compared_with_fine_tuned_and_cuts_with_their_neighbours() -> None:
@@ -198,6 +288,7 @@ def test_rows_with_an_alarm_are_left_out_and_counted() -> None:
 def test_pairs_without_two_common_seeds_are_counted_not_judged() -> None:
     found = comparisons(grid_of_cuts(seeds=(0,)))
     assert (found.family, found.too_few) == ((), 10)
+    assert {kind for kind, _, _ in found.unjudged} == {"frozen", "cut"}
     assert "10 more have fewer than two seeds in common" in found.note(0)
 
 

@@ -86,6 +86,17 @@ def test_each_seed_is_what_it_is_alone(name: str) -> None:
         assert own.notes == expected.notes
 
 
+def test_without_validation_images_the_last_epoch_is_kept_together_as_alone() -> None:
+    recipe = Recipe(epochs=3, batch_size=16, lr=0.05, keep="best")
+    models, trains = [network(seed) for seed in SEEDS], [squares(50, seed) for seed in SEEDS]
+    for seed, own in zip(SEEDS, fit_seeds(models, trains, [None] * 3, recipe, SEEDS, device=CPU), strict=True):
+        expected = fit(network(seed), squares(50, seed), None, recipe, seed=seed, device=CPU)
+        assert isinstance(own, Fit)
+        assert own.epoch == expected.epoch == 3
+        for name, value in expected.state.items():
+            torch.testing.assert_close(own.state[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
 def test_a_seed_that_diverges_leaves_the_others_undisturbed() -> None:
     recipe = Recipe(epochs=3, batch_size=16, lr=0.05)
     models = [network(seed) for seed in SEEDS]

@@ -108,6 +108,8 @@ def test_paired_difference_changes_sign_with_its_arms() -> None:
     assert (forth.mean, forth.low, forth.p) == pytest.approx((-back.mean, -back.high, back.p))
     assert forth.clear
     assert back.clear
+    assert forth.reversed() == back
+    assert back.reversed().text() == forth.text()
 
 
 def test_equal_arms_differ_by_nothing_and_a_constant_gap_is_certain() -> None:
@@ -158,6 +160,18 @@ def test_holm_of_a_second_hand_computed_example() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.03]) == [0.03]
     assert holm([0.02, 0.02, 0.02]) == pytest.approx([0.06, 0.06, 0.06])
+
+
+def test_holm_rejects_what_its_step_down_procedure_rejects() -> None:
+    # Holm 1979 as stated there: from the smallest p on, compare with alpha / m, alpha / (m - 1), ..., stop at the first
+    for seed in range(50):
+        p_values = (stream(seed, "step down").uniform(size=9) ** 3).tolist()
+        rejected: set[int] = set()
+        for rank, i in enumerate(sorted(range(9), key=lambda i: p_values[i])):
+            if p_values[i] > 0.05 / (9 - rank):
+                break
+            rejected.add(i)
+        assert {i for i, p in enumerate(holm(p_values)) if p <= 0.05} == rejected
 
 
 def test_holm_finds_something_in_pure_noise_as_rarely_as_it_says() -> None:

@@ -1,59 +1,53 @@
-"""A study's answer in about three sentences, written by rules from its numbers. Nothing is guessed,
-and rows with an alarm are left out.
+"""A study's answer in three or four sentences, written by rules from its numbers. Nothing is guessed, and rows with an
+alarm are left out.
 
 1. What transfer was worth where labels are fewest: the transferred row and the row from scratch on the same images
    that are best on validation. Choosing them by their test scores would flatter both.
 2. What freezing cost, or how far the cuts lie apart, where the study can tell.
-3. The original study's figures, and what stands in the way of trusting the table.
+3. The original study's figures.
+4. What stands in the way of trusting the table.
+
+A difference is said to be more than the seeds explain where `analysis.compare` calls it clear, and nowhere else: after
+Holm's correction over all comparisons of the study.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from statistics import fmean
-
-from regraft.analysis.stats import paired_difference
+from regraft.analysis.compare import Comparison, Comparisons, comparisons, p_text
 from regraft.analysis.table import TableRow, rows_table
 from regraft.analysis.worth import labels_per_class
 from regraft.study.results import Results
 
+Table = dict[str, TableRow]  # rows with a score and without an alarm, by name, in study order
+MORE, WITHIN = "more than the seeds explain", "which the seeds alone could explain"
+
 
 def answer(results: Results) -> list[str]:
     """The sentences, the most important first. Plain text; names are quoted as they are."""
-    table = [row for row in rows_table(results) if row.summary and not row.alarm]
+    rows = rows_table(results)
+    table = {row.name: row for row in rows if row.summary and not row.alarm}
     if not table:
-        return [
-            sentence for sentence in ("No row of this study has a score to rely on.", _caveats(results)) if sentence
-        ]
-    facts = {name: _facts(results, name) for name in {cell.row for cell in results.cells}}
+        none = "No row of this study has a score to rely on."
+        return [sentence for sentence in (none, _caveats(rows, len(results.missing))) if sentence]
+    compared = comparisons(results)
     sentences = [
-        _transfer(table, facts),
-        _freezing(table) or _cuts(table, facts),
+        _transfer(table, compared, _labels(results)),
+        _freezing(table, compared) or _cuts(table, compared, _random(results)),
         _original(table),
-        _caveats(results),
+        _caveats(rows, len(results.missing)),
     ]
     return [sentence for sentence in sentences if sentence]
 
 
-@dataclass(frozen=True)
-class _Facts:
-    """Of one row, beyond what the table shows."""
-
-    random: bool  # random weights
-    images: tuple[object, ...]  # rows with equal ones learn from the same images
-    labels: int  # in the budget
-    validation: float  # mean accuracy over seeds; -1 without validation images
+def _labels(results: Results) -> dict[str, int]:
+    """Row -> labelled images of its budget."""
+    rows, study = {row.name: row for row in results.study.all_rows()}, results.study
+    return {cell.row: round(labels_per_class(study, rows[cell.row], cell) * cell.classes) for cell in results.cells}
 
 
-def _facts(results: Results, name: str) -> _Facts:
-    cells = [cell for cell in results.cells if cell.row == name]
-    first = cells[0]
-    return _Facts(
-        random=first.weights == "random",
-        images=(first.data, first.budget, results.study.targets[first.target].classes),
-        labels=round(labels_per_class(results.study, results.study.row(name), first) * first.classes),
-        validation=fmean(-1.0 if c.validation_accuracy is None else c.validation_accuracy for c in cells),
-    )
+def _random(results: Results) -> set[str]:
+    """Rows with random weights."""
+    return {cell.row for cell in results.cells if cell.weights == "random"}
 
 
 def _mean(row: TableRow) -> float:
@@ -66,41 +60,44 @@ def _text(row: TableRow) -> str:
     return f"“{row.name}” reaches {row.summary.text()}"
 
 
-def _difference(a: TableRow, b: TableRow) -> str:
+def _difference(a: TableRow, b: TableRow, compared: Comparisons) -> str:
     """a - b with interval and verdict, or, with fewer than two common seeds, without either."""
-    if len(a.scores.keys() & b.scores.keys()) < 2:
+    pair = compared.of(a.name, b.name)
+    if pair is None:
         points = 100 * (_mean(a) - _mean(b))
         return f"{points:+.1f} points; with fewer than two common seeds no interval can be given"
-    difference = paired_difference(a.scores, b.scores)
-    verdict = "more than the seeds explain" if difference.clear else "which the seeds alone could explain"
-    return f"{difference.text()}, {verdict}"
+    return f"{pair.difference.text()}, {_verdict(pair)}"
 
 
-def _transfer(table: list[TableRow], facts: dict[str, _Facts]) -> str:
-    """Of the rows with the fewest labels, the best transferred one and the best from scratch on validation."""
+def _verdict(pair: Comparison) -> str:
+    """Whether the seeds explain it, by the corrected p."""
+    if pair.family == 1:
+        return f"{MORE if pair.clear else WITHIN} (p {p_text(pair.adjusted)})"
+    correction = f"after correction for the study's {pair.family} comparisons"
+    p = f"(Holm-adjusted p {p_text(pair.adjusted)})"
+    if pair.clear:
+        return f"{MORE}, also {correction} {p}"
+    if pair.difference.clear:
+        return f"{MORE} if it stood alone, but not clear {correction} {p}"
+    return f"{WITHIN} {p}"
 
-    def on_validation(row: TableRow) -> float:
-        return facts[row.name].validation
 
-    pairs = []
-    for images in dict.fromkeys(facts[row.name].images for row in table):
-        here = [row for row in table if facts[row.name].images == images]
-        transferred = [row for row in here if not facts[row.name].random]
-        scratch = [row for row in here if facts[row.name].random and row.method == "finetune"]
-        if transferred and scratch:
-            best, other = max(transferred, key=on_validation), max(scratch, key=on_validation)
-            pairs.append((best, other, len(transferred)))
-    if not pairs:
-        best = max(table, key=_mean)
+def _transfer(table: Table, compared: Comparisons, labels: dict[str, int]) -> str:
+    """On the images with the fewest labels, the best transferred row and the best from scratch on validation."""
+    if not compared.transfers:
+        best = max(table.values(), key=_mean)
         return (
             f"The highest accuracy: {_text(best)} on {best.target}. No target has both a transferred row and "
             "one from scratch, so this study cannot say what transfer was worth."
         )
-    best, scratch_best, among = min(pairs, key=lambda pair: facts[pair[0].name].labels)
-    chosen = f", the best of {among} transferred rows on validation," if among > 1 else ""
+    found = min(compared.transfers, key=lambda transfer: labels[transfer.transferred])
+    best, scratch = table[found.transferred], table[found.scratch]
+    place = "the best" if found.validated else "the first"
+    way = "on validation" if found.validated else "(there are no validation images to choose by)"
+    chosen = f", {place} of {found.among} transferred rows {way}," if found.among > 1 else ""
     return (
-        f"On {best.target} ({best.budget}), {_both(best, scratch_best, chosen)}: "
-        f"transfer was worth {_difference(best, scratch_best)}."
+        f"On {best.target} ({best.budget}), {_both(best, scratch, chosen)}: "
+        f"transfer was worth {_difference(best, scratch, compared)}."
     )
 
 
@@ -109,7 +106,7 @@ def _both(transferred: TableRow, scratch: TableRow, chosen: str) -> str:
     a, b = transferred.summary, scratch.summary
     assert a is not None
     assert b is not None
-    if a.n == b.n > 1:
+    if a.n == b.n > 1 and a.episodes is None:
         return (
             f"“{transferred.name}” reaches {a.short()}{chosen} and “{scratch.name}”, from scratch, "
             f"{b.short()} (95 % t, n = {a.n} seeds each)"
@@ -117,52 +114,72 @@ def _both(transferred: TableRow, scratch: TableRow, chosen: str) -> str:
     return f"{_text(transferred)}{chosen} and “{scratch.name}”, from scratch, {b.text()}"
 
 
-def _freezing(table: list[TableRow]) -> str:
-    """Fine-tuned minus frozen for the pair that shares source, cut, head and target and differs most."""
-    arms: dict[tuple[str, ...], dict[str, TableRow]] = {}
-    for row in table:
-        arms.setdefault((row.source, row.cut, row.head, row.target), {}).setdefault(row.method, row)
-    pairs = [(pair["finetune"], pair["frozen"]) for pair in arms.values() if len(pair) == 2]
+def _freezing(table: Table, compared: Comparisons) -> str:
+    """Fine-tuned minus frozen, of the pair that shares source, cut, head and images and differs most."""
+    judged = [pair for pair in compared.family if pair.kind == "frozen"]
+    pairs = [(pair.a, pair.b) for pair in judged] + [(a, b) for kind, a, b in compared.unjudged if kind == "frozen"]
     if not pairs:
         return ""
-    tuned, frozen = max(pairs, key=lambda pair: abs(_mean(pair[0]) - _mean(pair[1])))
+    tuned, frozen = max(((table[a], table[b]) for a, b in pairs), key=lambda pair: abs(_mean(pair[0]) - _mean(pair[1])))
+    of = f", the most of {len(pairs)} such pairs" if len(pairs) > 1 else ""
+    clear = f"; {sum(pair.clear for pair in judged)} of the {len(pairs)} are clear" if len(judged) > 1 else ""
     return (
-        f"Fine-tuning “{tuned.name}” instead of keeping its trunk frozen (“{frozen.name}”) "
-        f"changed accuracy by {_difference(tuned, frozen)}."
+        f"Fine-tuning “{tuned.name}” instead of keeping its trunk frozen (“{frozen.name}”) changed accuracy{of}: "
+        f"{_difference(tuned, frozen, compared)}{clear}."
     )
 
 
-def _cuts(table: list[TableRow], facts: dict[str, _Facts]) -> str:
-    """Best against worst cut of the arm with most cuts; of trained sources before random ones."""
+def _cuts(table: Table, compared: Comparisons, random: set[str]) -> str:
+    """The highest and the lowest cut of the arm with most cuts; of trained sources before random ones.
+
+    The two are named by their test scores, so that their difference is described and not judged: of several equal
+    cuts the highest and the lowest lie apart as well. Judged are the steps from cut to cut, which are all compared."""
     arms: dict[tuple[str, ...], list[TableRow]] = {}
-    for row in table:
+    for row in table.values():
         arms.setdefault((row.source, row.method, row.head, row.target), []).append(row)
-    longest = max(arms.values(), key=lambda rows: (len({row.cut for row in rows}), not facts[rows[0].name].random))
+    longest = max(arms.values(), key=lambda rows: (len({row.cut for row in rows}), rows[0].name not in random))
     best, worst = max(longest, key=_mean), min(longest, key=_mean)
     if best.cut == worst.cut:
         return ""
+    assert best.summary is not None
+    assert worst.summary is not None
+    names = {row.name for row in longest}
+    steps = [pair for pair in compared.family if pair.kind == "cut" and {pair.a, pair.b} <= names]
+    clear = (
+        f"of the {len(steps)} steps from one cut to the next {sum(pair.clear for pair in steps)} are clear after "
+        f"correction for the study's {compared.family[0].family} comparisons"
+        if steps
+        else "with fewer than two common seeds no step between cuts can be judged"
+    )
     return (
-        f"Of {len({row.cut for row in longest})} cuts of {best.source} ({best.method}, {best.target}), "
-        f"{best.cut} is highest and {worst.cut} lowest, {_difference(best, worst)}."
+        f"Of {len({row.cut for row in longest})} cuts of {best.source} ({best.method}, {best.target}), {best.cut} is "
+        f"highest, {best.summary.text()}, and {worst.cut} lowest, {worst.summary.text()}; {clear}."
     )
 
 
-def _original(table: list[TableRow]) -> str:
-    known = [(row, row.original) for row in table if row.original is not None]
+def _original(table: Table) -> str:
+    """How many reach the original figure, and how many surely: with the whole interval."""
+    known = [(row.summary, row.original) for row in table.values() if row.summary and row.original is not None]
     if not known:
         return ""
-    above = sum(_mean(row) >= original for row, original in known)
-    return f"{above} of the {len(known)} rows with a figure in the original study reach it (mean over seeds)."
+    above = sum(summary.mean >= original for summary, original in known)
+    surely = sum(summary.low is not None and summary.low >= original for summary, original in known)
+    numbers = sorted({summary.n for summary, _ in known})
+    n = f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
+    means = "n = 1 seed" if n == "1" else f"means over n = {n} seeds"
+    whole = f"; {surely} of them with the whole 95 % interval" if numbers[-1] > 1 and above else ""
+    rows = "row" if len(known) == 1 else "rows"
+    reach = "reaches" if len(known) == 1 else "reach"
+    return f"{above} of the {len(known)} {rows} with a figure in the original study {reach} it ({means}){whole}."
 
 
-def _caveats(results: Results) -> str:
-    table = rows_table(results)
+def _caveats(rows: list[TableRow], gaps: int) -> str:
     parts = []
-    if broken := sum(bool(row.alarm) for row in table):
-        parts.append(f"{broken} of {len(table)} rows raised an alarm and should not be read as results")
-    if gaps := len(results.missing):
+    if broken := sum(bool(row.alarm) for row in rows):
+        parts.append(f"{broken} of {len(rows)} rows raised an alarm and should not be read as results")
+    if gaps:
         parts.append(f"{gaps} {'cell has' if gaps == 1 else 'cells have'} no score")
-    if single := sum(row.n == 1 for row in table):
-        parts.append(f"{single} of {len(table)} rows have one seed only, so nothing is known of their spread")
+    if single := sum(row.n == 1 for row in rows):
+        parts.append(f"{single} of {len(rows)} rows have one seed only, so nothing is known of their spread")
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}." if text else ""

@@ -1,16 +1,18 @@
 """Which rows of a study are worth setting side by side, and which of their differences hold.
 
-Pairs are chosen by rule, never by their numbers: both rows learn from the same images (data, classes and budget) and
-differ in one thing. Each difference is paired over the seeds that both have. All p-values of a study are one family,
-corrected after Holm; "clear" is said of an adjusted p below 0.05 and of nothing else.
+Pairs are chosen by rule and by validation, never by their test scores: both rows learn from the same images (data,
+classes and budget) and differ in one thing. Where several rows could stand opposite, one does: that with the same
+recipes, then the best on validation; so the pairs are about as many as the rows for each kind. Each difference is
+paired over the seeds that both have. All p-values of a study are one family, corrected after Holm; "clear" is said of
+an adjusted p below 0.05 and of nothing else.
 
 Rows with an alarm are left out: a broken run says nothing about transfer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations, pairwise
 from statistics import fmean
@@ -29,7 +31,8 @@ KINDS = {
     "source": "one trained source − another",
     "method": "method − its usual form or fine-tuned",
     "frozen": "fine-tuned − frozen",
-    "head": "head − linear head",
+    "head": "head − linear head, or the first",
+    "recipe": "recipe − the first for the same head",
     "cut": "later cut − the one before",
 }
 
@@ -55,6 +58,10 @@ class Comparison:
         """'clear', or 'not clear' where the seeds alone could explain it."""
         return "clear" if self.clear else "not clear"
 
+    def reversed(self) -> Comparison:
+        """Row `b` minus row `a`."""
+        return replace(self, a=self.b, b=self.a, difference=self.difference.reversed())
+
     def seeds_needed(self, difference: float = 0.01) -> SeedsNeeded:
         """Seeds with which this pair would show a difference of 1 point, by its own deviation, uncorrected."""
         return seeds_from(self.difference.deviation, self.difference.n, difference)
@@ -68,12 +75,37 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Transfer:
+    """The two rows that tell what transfer was worth on some images: of each kind the best on validation."""
+
+    transferred: str  # name of a row
+    scratch: str
+    among: int  # transferred rows on these images
+    validated: bool  # False: none of them has validation images, and the first stands for all
+
+
+@dataclass(frozen=True)
 class Comparisons:
     """All sensible pairs of a study."""
 
     family: tuple[Comparison, ...]  # in the order of KINDS, then of the study
-    too_few: int  # pairs with fewer than two common seeds, of which no difference can be judged
+    unjudged: tuple[tuple[str, str, str], ...]  # (kind, a, b) with fewer than two common seeds: no difference is given
     alarmed: int  # rows left out for their alarm
+    transfers: tuple[Transfer, ...]  # for every choice of images that has both kinds, in the order of the study
+
+    @property
+    def too_few(self) -> int:
+        """Pairs with fewer than two common seeds."""
+        return len(self.unjudged)
+
+    def of(self, a: str, b: str) -> Comparison | None:
+        """Row `a` minus row `b`, whichever way round they were compared; None if they were not."""
+        for pair in self.family:
+            if (pair.a, pair.b) == (a, b):
+                return pair
+            if (pair.a, pair.b) == (b, a):
+                return pair.reversed()
+        return None
 
     def shown(self, limit: int = SHOWN) -> tuple[Comparison, ...]:
         """At most `limit`: of every kind in turn its next smallest p, so that no kind fills the table."""
@@ -106,7 +138,7 @@ def comparisons(results: Results) -> Comparisons:
     rows = _rows(results, [row for row in table if row.summary and not row.alarm])
     alarmed = sum(bool(row.alarm) for row in table)
     found: list[tuple[str, _Row, _Row, Difference]] = []
-    too_few = 0
+    unjudged: list[tuple[str, str, str]] = []
     seen: set[frozenset[str]] = set()
     for kind, rule in RULES.items():
         for a, b in rule(rows):
@@ -115,7 +147,7 @@ def comparisons(results: Results) -> Comparisons:
                 continue
             seen.add(pair)
             if len(a.table.scores.keys() & b.table.scores.keys()) < 2:
-                too_few += 1
+                unjudged.append((kind, a.name, b.name))
                 continue
             step = 1 / min(a.cell.test_images, b.cell.test_images)
             found.append((kind, a, b, paired_difference(a.table.scores, b.table.scores, step)))
@@ -124,7 +156,8 @@ def comparisons(results: Results) -> Comparisons:
         Comparison(kind, a.name, b.name, difference, p, len(found))
         for (kind, a, b, difference), p in zip(found, adjusted, strict=True)
     )
-    return Comparisons(family, too_few, alarmed)
+    transfers = tuple(Transfer(a.name, b.name, among, a.validation >= 0) for a, b, among in _best(rows))
+    return Comparisons(family, tuple(unjudged), alarmed, transfers)
 
 
 def p_text(p: float) -> str:
@@ -144,6 +177,7 @@ class _Row:
     cut: str
     method: str  # with its details; "LP-FT" for a network fine-tuned with the head of its frozen source
     head: str
+    recipes: tuple[str, ...]  # that it chooses among
 
     @property
     def name(self) -> str:
@@ -157,6 +191,10 @@ class _Row:
     @property
     def random(self) -> bool:
         return self.cell.weights == "random"
+
+    @property
+    def from_scratch(self) -> bool:
+        return self.random and self.table.method == "finetune"
 
 
 def _rows(results: Results, tables: list[TableRow]) -> list[_Row]:
@@ -177,7 +215,7 @@ def _rows(results: Results, tables: list[TableRow]) -> list[_Row]:
                 method = method.replace("finetune", "LP-FT", 1)
         held = fmean(-1.0 if cell.validation_accuracy is None else cell.validation_accuracy for cell in own)
         classes = study.targets[row.target].classes
-        found.append(_Row(table, own[0], classes, held, source, own[0].cut, method, head))
+        found.append(_Row(table, own[0], classes, held, source, own[0].cut, method, head, row.recipe))
     return found
 
 
@@ -185,27 +223,43 @@ Pairs = Iterator[tuple[_Row, _Row]]
 
 
 def _transferred_and_scratch(rows: list[_Row]) -> Pairs:
-    """Every row with trained weights, against training from scratch on its images.
-
-    Of several rows from scratch the one with the same network, then the best on validation."""
+    """Every row with trained weights, against training from scratch on its images: of several rows from scratch the
+    one with the same network, then the best on validation. And the best of both kinds, whatever its network."""
     for a in rows:
-        scratch = [b for b in rows if b.random and b.table.method == "finetune" and b.images == a.images]
+        scratch = [b for b in rows if b.from_scratch and b.images == a.images]
         if not a.random and scratch:
             yield a, max(scratch, key=lambda b: (b.cell.network == a.cell.network, b.validation))
+    yield from ((a, b) for a, b, _ in _best(rows))
+
+
+def _best(rows: list[_Row]) -> Iterator[tuple[_Row, _Row, int]]:
+    """For the same images the transferred row and the one from scratch that are best on validation, and of how many
+    transferred rows."""
+    for group in _groups(rows, lambda row: row.images):
+        transferred = [row for row in group if not row.random]
+        scratch = [row for row in group if row.from_scratch]
+        if transferred and scratch:
+            best, other = (max(kind, key=lambda row: row.validation) for kind in (transferred, scratch))
+            yield best, other, len(transferred)
 
 
 def _trained_and_random(rows: list[_Row]) -> Pairs:
     """The same network, cut, method and head, with trained and with random weights."""
 
     for group in _groups(rows, _but_source):
-        yield from ((a, b) for a in group if not a.random for b in group if b.random)
+        random = [row for row in group if row.random]
+        yield from ((a, _opponent(a, random)) for a in group if random and not a.random)
 
 
 def _trained_sources(rows: list[_Row]) -> Pairs:
     """The same network, cut, method and head, with weights trained on one thing and on another."""
     for group in _groups(rows, _but_source):
-        trained = [row for row in group if not row.random]
-        yield from ((a, b) for a, b in combinations(trained, 2) if a.source != b.source)
+        by_source: dict[str, list[_Row]] = {}
+        for row in group:
+            if not row.random:
+                by_source.setdefault(row.source, []).append(row)
+        for own, other in combinations(by_source.values(), 2):
+            yield from ((a, _opponent(a, other)) for a in own)
 
 
 def _methods(rows: list[_Row]) -> Pairs:
@@ -219,24 +273,36 @@ def _methods(rows: list[_Row]) -> Pairs:
             if row.method not in ("finetune", "frozen"):
                 candidates = (row.method.partition(" ")[0], "finetune", "frozen")
                 usual = next((name for name in candidates if name in plain and name != row.method), "")
-                yield from ((row, b) for b in plain.get(usual, []))
+                if usual:
+                    yield row, _opponent(row, plain[usual])
 
 
 def _tuned_and_frozen(rows: list[_Row]) -> Pairs:
     for group in _groups(rows, _but_method):
-        tuned = [row for row in group if row.method == "finetune"]
-        yield from ((a, b) for a in tuned for b in group if b.method == "frozen")
+        frozen = [row for row in group if row.method == "frozen"]
+        yield from ((a, _opponent(a, frozen)) for a in group if frozen and a.method == "finetune")
 
 
 def _heads(rows: list[_Row]) -> Pairs:
-    """Every other head against the linear one on the same trunk."""
+    """Every other head against the linear one on the same trunk; without one, against the first head there."""
 
     def arm(row: _Row) -> tuple[object, ...]:
         return (row.images, row.source, row.cut, row.method)
 
     for group in _groups(rows, arm):
-        linear = [row for row in group if row.head == "linear"]
-        yield from ((a, b) for a in group if a.head != "linear" for b in linear)
+        usual = "linear" if any(row.head == "linear" for row in group) else group[0].head
+        plain = [row for row in group if row.head == usual]
+        yield from ((a, _opponent(a, plain)) for a in group if a.head != usual)
+
+
+def _recipes(rows: list[_Row]) -> Pairs:
+    """Every other recipe, or choice of recipes, against the first of the study for the same trunk and head."""
+
+    def arm(row: _Row) -> tuple[object, ...]:
+        return (row.images, row.source, row.cut, row.method, row.head)
+
+    for first, *others in _groups(rows, arm):
+        yield from ((a, first) for a in others if a.recipes != first.recipes)
 
 
 def _neighbours(rows: list[_Row]) -> Pairs:
@@ -251,6 +317,11 @@ def _neighbours(rows: list[_Row]) -> Pairs:
         if all(row.cell.depth is not None for row in along):
             along.sort(key=lambda row: row.cell.depth or 0.0)
         yield from ((later, before) for before, later in pairwise(along))
+
+
+def _opponent(row: _Row, candidates: Sequence[_Row]) -> _Row:
+    """Of rows that differ from `row` in the thing compared, the one it is compared with."""
+    return max(candidates, key=lambda other: (other.recipes == row.recipes, other.validation))
 
 
 def _but_source(row: _Row) -> tuple[object, ...]:
@@ -268,6 +339,7 @@ RULES: dict[str, Callable[[list[_Row]], Pairs]] = {
     "method": _methods,
     "frozen": _tuned_and_frozen,
     "head": _heads,
+    "recipe": _recipes,
     "cut": _neighbours,
 }
 

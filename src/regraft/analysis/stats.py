@@ -70,6 +70,10 @@ class Difference:
         """True if the interval excludes zero."""
         return self.low > 0 or self.high < 0
 
+    def reversed(self) -> Difference:
+        """b - a."""
+        return Difference(-self.mean, -self.high, -self.low, self.n, self.p, self.deviation)
+
     def text(self) -> str:
         """'+3.1 points [1.2, 5.0] (95 % paired t, n = 3 seeds)'."""
         low, high = 100 * self.low, 100 * self.high

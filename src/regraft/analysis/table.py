@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from regraft.analysis.alarm import Alarm, alarms
+from regraft.analysis.alarm import alarm_kinds
 from regraft.analysis.stats import Summary, summarise
 from regraft.spec.tuning import told
 from regraft.study.results import Cell, Results
@@ -46,9 +46,9 @@ def rows_table(results: Results) -> list[TableRow]:
     cells: dict[str, list[Cell]] = {}
     for cell in results.cells:
         cells.setdefault(cell.row, []).append(cell)
-    raised: dict[str, list[Alarm]] = {}
-    for alarm in alarms(results):
-        raised.setdefault(alarm.row, []).append(alarm)
+    raised: dict[str, dict[int, tuple[str, ...]]] = {}  # row -> seed -> kinds of its alarms
+    for (name, seed), kinds in alarm_kinds(results).items():
+        raised.setdefault(name, {})[seed] = kinds
     reasons: dict[str, dict[int, str]] = {}
     for gap in results.missing:
         reasons.setdefault(gap.row, {})[gap.seed] = gap.reason
@@ -76,7 +76,7 @@ def rows_table(results: Results) -> list[TableRow]:
                 budget=results.study.targets[row.target].budget,
                 recipes=tuple(dict.fromkeys(cell.recipe for cell in own)),
                 missing=_reasons(reasons.get(row.name, {}), scored=bool(own)),
-                alarm=_alarm_text(raised.get(row.name, [])),
+                alarm=_alarm_text(raised.get(row.name, {})),
             )
         )
     return table
@@ -95,9 +95,10 @@ def _reasons(by_seed: dict[int, str], *, scored: bool) -> tuple[str, ...]:
     return tuple(f"{_seeds([s for s, r in by_seed.items() if r == reason])}: {reason}" for reason in distinct)
 
 
-def _alarm_text(raised: list[Alarm]) -> str:
-    kinds = dict.fromkeys(alarm.kind for alarm in raised)
-    return "; ".join(f"{kind} ({_seeds([a.seed for a in raised if a.kind == kind])})" for kind in kinds)
+def _alarm_text(raised: dict[int, tuple[str, ...]]) -> str:
+    """raised: seed -> kinds."""
+    kinds = dict.fromkeys(kind for of_seed in raised.values() for kind in of_seed)
+    return "; ".join(f"{kind} ({_seeds([seed for seed in raised if kind in raised[seed]])})" for kind in kinds)
 
 
 def _seeds(seeds: list[int]) -> str:

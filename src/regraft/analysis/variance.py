@@ -29,6 +29,7 @@ from regraft.analysis.stats import paired_difference
 from regraft.analysis.table import TableRow, rows_table
 from regraft.errors import TooFewSeeds
 from regraft.spec import Row, Study
+from regraft.study.answers import read_answers
 from regraft.study.results import Cell, Results
 
 MOST_SEEDS = 10_000  # more than anybody trains; beyond it a number says nothing
@@ -232,24 +233,26 @@ def spreads(
 ) -> list[tuple[TableRow, Spread]]:
     """Of every row with two seeds or more that can be relied on (no alarm), in study order.
 
-    correct: (row, seed) -> (test_images,) of 0 and 1, as scores keep them; measures the test sample's part of the rows
-    that have it for every seed."""
+    correct: (row, seed) -> (test_images,) of 0 and 1; default: as the store keeps it that the results were read from.
+    It measures the test sample's part of the rows that have it for every seed."""
+    if correct is None:
+        correct = {one: answers.correct for one, answers in read_answers(results).items()}
     cells: dict[str, list[Cell]] = {}
     for cell in results.cells:
         cells.setdefault(cell.row, []).append(cell)
-    rows, given = {row.name: row for row in results.study.all_rows()}, correct or {}
+    rows = {row.name: row for row in results.study.all_rows()}
     found = []
     for row in rows_table(results):
         if row.n < 2 or row.alarm:
             continue
         first, keys = cells[row.name][0], [(row.name, seed) for seed in row.scores]
-        known = answers = None
+        known = right = None
         if first.episodes is not None:
             known = (first.episode_deviation or 0.0) ** 2 / first.episodes
-        elif all(key in given for key in keys):
-            answers = np.stack([np.asarray(given[key]) for key in keys])  # (seeds, images)
+        elif all(key in correct for key in keys):
+            right = np.stack([np.asarray(correct[key]) for key in keys])  # (seeds, images)
         scores, differs = list(row.scores.values()), what_differs(results.study, rows, cells[row.name])
-        found.append((row, spread(scores, first.test_images, correct=answers, test_variance=known, differs=differs)))
+        found.append((row, spread(scores, first.test_images, correct=right, test_variance=known, differs=differs)))
     return found
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean
 
-from regraft.analysis.alarm import alarms
+from regraft.analysis.alarm import alarm_kinds
 from regraft.analysis.stats import t_interval
 from regraft.analysis.variance import refitted
 from regraft.spec import Row, Study
@@ -81,7 +81,7 @@ def label_worths(results: Results) -> dict[str, Worth]:
 
     Left out: rows from scratch themselves, few-shot episodes, rows without a seed in common with the curve, and
     trainings that failed (FAILED)."""
-    failed = {(alarm.row, alarm.seed) for alarm in alarms(results) if alarm.kind in FAILED}
+    failed = {cell for cell, kinds in alarm_kinds(results).items() if set(kinds) & set(FAILED)}
     study, rows = results.study, {row.name: row for row in results.study.all_rows()}
     by_row: dict[str, list[Cell]] = {}
     for cell in results.cells:

@@ -6,7 +6,6 @@ from its checkpoint is the same, bit for bit on a CPU, as one that was never sto
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -16,20 +15,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
-from regraft.errors import Diverged
 from regraft.learn.batches import Batches, read_ahead
+from regraft.learn.epoch import blended, blended_loss, order_of, own_randomness, set_rate, steps_of
 from regraft.learn.graphs import Forward
 from regraft.learn.mechanisms import check_wish, choose
 from regraft.learn.methods import PLAIN, Tuned
-from regraft.learn.mixing import mix
 from regraft.learn.optimizers import climbed, learning_rate, make_optimizer
 from regraft.learn.precision import memory_order, mixed_precision
-from regraft.learn.predict import evaluate
-from regraft.learn.progress import Checkpoint, Progress, cpu_state
+from regraft.learn.progress import Checkpoint, Progress, epoch_entry
 from regraft.learn.unlabelled import Guesses
-from regraft.seeding import derive, stream, torch_stream
+from regraft.seeding import stream, torch_stream
 from regraft.spec import Recipe
 
 CHECKPOINT_SECONDS = 15.0  # a kill loses at most this and the epoch under way
@@ -91,27 +87,15 @@ def fit(
     loop.choose(mechanism, epochs_left=recipe.epochs - len(progress.curve))
     last_saved = time.monotonic()
     for epoch in range(len(progress.curve), recipe.epochs):
-        if progress.out_of_patience(recipe.patience):
+        if progress.stop():
             break
-        entry = loop.epoch(epoch)
-        if validation is None:
-            progress.curve.append(entry)
-        else:
-            with progress.kept_weights():
-                loss, accuracy = evaluate(model, validation, flip=recipe.test_flip, precision=precision)
-                if not math.isfinite(loss):
-                    raise divergence("validation", loss, epoch, recipe)
-                entry |= {"validation_loss": loss, "validation_accuracy": accuracy}
-                progress.finish_epoch(entry, keep=recipe.keep)
+        progress.finish_epoch(loop.epoch(epoch), validation, precision=precision)
         advance((epoch + 1) / recipe.epochs, _message(progress.curve, recipe.epochs))
         due = time.monotonic() - last_saved > CHECKPOINT_SECONDS
         if checkpoint is not None and due and epoch + 1 < recipe.epochs:
             checkpoint.save(*progress.snapshot())
             last_saved = time.monotonic()
-    with progress.kept_weights():
-        state = progress.best if progress.best else cpu_state(model)
-    notes = tuple(progress.all_notes())
-    return Fit(state, progress.curve, progress.kept_epoch(recipe.keep), notes, loop.mechanism)
+    return Fit(*progress.outcome(), loop.mechanism)
 
 
 @dataclass(frozen=True)
@@ -157,7 +141,7 @@ class _Loop:
     ) -> None:
         self.model, self.train, self.unlabelled, self.recipe = model, train, unlabelled, recipe
         self.seed, self.device, self.precision, self.advance = seed, device, precision, advance
-        self.steps = math.ceil(len(train) / recipe.batch_size)  # of an epoch
+        self.steps = steps_of(len(train), recipe)  # of an epoch
         self.tuned = tuned
         self.optimizer = make_optimizer(
             model, recipe, device, rates=tuned.rates, undecayed=tuned.undecayed, fixed=tuned.fixed
@@ -188,7 +172,7 @@ class _Loop:
         self.forward, self.mechanism = chosen.forward, chosen.record
 
     def _order(self, epoch: int) -> Tensor:
-        return torch.from_numpy(stream(self.seed, "order", epoch).permutation(len(self.train))).to(self.device)
+        return order_of(len(self.train), self.seed, "order", epoch).to(self.device)
 
     def epoch(self, epoch: int) -> dict[str, float]:
         """Every training image once, in a new order."""
@@ -197,37 +181,24 @@ class _Loop:
         self.model.train()
         self.tuned.before_epoch(epoch / self.recipe.epochs)
         with own_randomness(self.seed, "dropout", epoch):
-            # Batches of nearly equal size: a rest of one image would break BatchNorm, a small one distorts it.
             for step, (positions, batch) in enumerate(self._batches(self._order(epoch), epoch)):
                 done = (epoch * self.steps + step) / (self.recipe.epochs * self.steps)
-                for group in self.optimizer.param_groups:
-                    group["lr"] = group["share"] * learning_rate(done, self.recipe)
+                set_rate(self.optimizer, learning_rate(done, self.recipe))
                 loss, right = self._step(batch)
                 if self.progress.average is not None:
                     self.progress.average.update(epoch * self.steps + step)
                 loss_sum += loss * len(positions)
                 hits += right
                 self.advance(done, "")
-        mean_loss = float(loss_sum) / n
-        if not math.isfinite(mean_loss):
-            raise divergence("training", mean_loss, epoch, self.recipe)
-        entry = {
-            "epoch": epoch + 1,
-            "lr": learning_rate(epoch / self.recipe.epochs, self.recipe),
-            "train_loss": mean_loss,
-            "train_accuracy": float(hits) / n,
-        }
+        entry = epoch_entry(epoch, self.recipe, float(loss_sum) / n, float(hits) / n)
         return entry if self.guesses is None else {**entry, "guessed": self.guesses.share()}
 
     def _batches(self, order: Tensor, epoch: int) -> Iterator[tuple[Tensor, _Batch]]:
-        recipe, seed = self.recipe, self.seed
-        augmentation, mixing = torch_stream(seed, "augment", epoch), torch_stream(seed, "mix", epoch)
+        augmentation, mixing = torch_stream(self.seed, "augment", epoch), torch_stream(self.seed, "mix", epoch)
         unlabelled = self._unlabelled_places(epoch)
         steps = order.tensor_split(self.steps)
         read_ahead(self.train, steps)
-        for positions in steps:
-            inputs = self.train.take(positions, augmentation)
-            mixed = mix(inputs, self.train.labels[positions], recipe.mixup, recipe.cutmix, mixing)
+        for positions, mixed in blended(self.train, steps, self.recipe, augmentation, mixing):
             batch = _Batch(mixed.inputs, mixed.labels, mixed.others, mixed.share)
             if self.unlabelled is not None:
                 places = next(unlabelled)
@@ -285,36 +256,16 @@ class _Loop:
 
     def _loss(self, part: _Batch) -> tuple[Tensor, Tensor]:
         """Mean loss of a part, and the logits of its labelled images."""
-        smoothing = self.recipe.label_smoothing
         if self.guesses is None or part.weak is None or part.strong is None or part.places is None:
             logits = self.forward(part.inputs)
         else:  # together, so that BatchNorm sees one batch
             together = self.forward(torch.cat([part.inputs, part.weak, part.strong]))
             sizes = [len(part.inputs), len(part.weak), len(part.strong)]
             logits, weak, strong = torch.split(together, sizes)
-        loss = part.share * cross_entropy(logits, part.labels, label_smoothing=smoothing)
-        if part.share < 1:
-            loss = loss + (1 - part.share) * cross_entropy(logits, part.others, label_smoothing=smoothing)
+        loss = blended_loss(logits, part.labels, part.others, part.share, self.recipe)
         if self.guesses is not None and part.places is not None:
             loss = loss + self.guesses.loss(weak.detach(), strong, part.places)
         return loss, logits
-
-
-def divergence(which: str, loss: float, epoch: int, recipe: Recipe) -> Diverged:
-    """The error for a training or validation loss that is not finite after `epoch`, counted from 0."""
-    return Diverged(
-        f"the {which} loss became {loss} in epoch {epoch + 1} at learning rate up to {recipe.lr:g}; "
-        "try a tenth of it, or warmup: 0.1"
-    )
-
-
-@contextlib.contextmanager
-def own_randomness(seed: int, name: str, *path: int) -> Iterator[None]:
-    """Dropout and stochastic depth can only draw from torch's global generator: lend them a seeded one."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(derive(seed, name, *path))
-        yield
 
 
 def _message(curve: list[dict[str, float]], epochs: int) -> str:

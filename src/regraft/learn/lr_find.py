@@ -9,17 +9,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import nn
 
 from regraft.errors import RunError
 from regraft.learn.batches import Batches
-from regraft.learn.fit import own_randomness
-from regraft.learn.mixing import mix
+from regraft.learn.epoch import blended, blended_loss, order_of, own_randomness, set_rate, steps_of
+from regraft.learn.mixing import Mixed
 from regraft.learn.optimizers import make_optimizer
 from regraft.learn.precision import mixed_precision
 from regraft.learn.progress import cpu_state
-from regraft.seeding import stream, torch_stream
+from regraft.seeding import torch_stream
 from regraft.spec import Recipe
 
 MEMORY = 0.9  # of the smoothed loss: it forgets about ten steps back
@@ -74,12 +73,11 @@ def lr_find(
         optimizer = make_optimizer(model, recipe, device)
         model.train()
         with own_randomness(seed, "lr-find"):
-            for rate, (inputs, labels, others, share) in zip(tried, _batches(train, recipe, seed), strict=False):
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
+            for rate, batch in zip(tried, _batches(train, recipe, seed), strict=False):
+                set_rate(optimizer, rate)
                 optimizer.zero_grad(set_to_none=True)
                 with mixed_precision(device):
-                    loss = _loss(model(inputs), labels, others, share, recipe.label_smoothing)
+                    loss = blended_loss(model(batch.inputs), batch.labels, batch.others, batch.share, recipe)
                 value = float(loss.detach())
                 if not math.isfinite(value):
                     break
@@ -115,24 +113,15 @@ def _judged(rates: list[float], losses: list[float], smoothed: list[float], *, s
     )
 
 
-def _batches(train: Batches, recipe: Recipe, seed: int) -> Iterator[tuple[Tensor, Tensor, Tensor, float]]:
-    """Inputs, labels, the labels of what was blended in, and the share of `labels`: epoch after epoch, without end."""
+def _batches(train: Batches, recipe: Recipe, seed: int) -> Iterator[Mixed]:
+    """Epoch after epoch, without end."""
     n, epoch = len(train), 0
     while True:
-        order = torch.from_numpy(stream(seed, "lr-find order", epoch).permutation(n)).to(train.labels.device)
+        order = order_of(n, seed, "lr-find order", epoch).to(train.labels.device)
         augmentation, mixing = torch_stream(seed, "lr-find augment", epoch), torch_stream(seed, "lr-find mix", epoch)
-        for positions in order.tensor_split(math.ceil(n / recipe.batch_size)):
-            inputs = train.take(positions, augmentation)
-            mixed = mix(inputs, train.labels[positions], recipe.mixup, recipe.cutmix, mixing)
-            yield mixed.inputs, mixed.labels, mixed.others, mixed.share
+        for _, batch in blended(train, order.tensor_split(steps_of(n, recipe)), recipe, augmentation, mixing):
+            yield batch
         epoch += 1
-
-
-def _loss(logits: Tensor, labels: Tensor, others: Tensor, share: float, smoothing: float) -> Tensor:
-    loss = share * cross_entropy(logits, labels, label_smoothing=smoothing)
-    if share < 1:
-        loss = loss + (1 - share) * cross_entropy(logits, others, label_smoothing=smoothing)
-    return loss
 
 
 @contextlib.contextmanager

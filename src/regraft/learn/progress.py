@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from regraft.learn.optimizers import Average
+from regraft.errors import Diverged
+from regraft.learn.batches import Batches
+from regraft.learn.optimizers import Average, learning_rate
+from regraft.learn.predict import evaluate
 from regraft.learn.unlabelled import Guesses
 from regraft.spec import Recipe
 
@@ -27,7 +31,7 @@ class Progress:
     def __init__(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, guesses: Guesses | None, recipe: Recipe
     ) -> None:
-        self.model, self.optimizer, self.guesses = model, optimizer, guesses
+        self.model, self.optimizer, self.guesses, self.recipe = model, optimizer, guesses, recipe
         self.average = Average(model, recipe.ema) if recipe.ema else None
         self.curve: list[dict[str, float]] = []
         self.best: dict[str, Tensor] = {}  # state of the best epoch so far, if it is to be kept
@@ -40,29 +44,43 @@ class Progress:
         """The model has the weights that are judged and kept meanwhile: its own, or their average."""
         return contextlib.nullcontext() if self.average is None else self.average.lent()
 
-    def finish_epoch(self, entry: dict[str, float], *, keep: str) -> None:
-        self.curve.append(entry)
-        if keep != "best":
+    def finish_epoch(
+        self, entry: dict[str, float], validation: Batches | None, *, precision: torch.dtype | None = None
+    ) -> None:
+        """Judge the epoch that `entry` (of `epoch_entry`) tells of, and keep its weights if they are the best.
+
+        precision: as in `predict`.  Raises Diverged on a loss that is not finite."""
+        epoch = len(self.curve)
+        if not math.isfinite(entry["train_loss"]):
+            raise divergence("training", entry["train_loss"], epoch, self.recipe)
+        if validation is None:
+            self.curve.append(entry)
             return
-        so_far = self.curve[self.best_epoch - 1]["validation_accuracy"] if self.best_epoch else -1.0
-        if entry["validation_accuracy"] > so_far:
-            self.best_epoch = len(self.curve)
-            self.best = cpu_state(self.model)
+        with self.kept_weights():
+            loss, accuracy = evaluate(self.model, validation, flip=self.recipe.test_flip, precision=precision)
+            if not math.isfinite(loss):
+                raise divergence("validation", loss, epoch, self.recipe)
+            self.curve.append({**entry, "validation_loss": loss, "validation_accuracy": accuracy})
+            so_far = self.curve[self.best_epoch - 1]["validation_accuracy"] if self.best_epoch else -1.0
+            if self.recipe.keep == "best" and accuracy > so_far:
+                self.best_epoch = len(self.curve)
+                self.best = cpu_state(self.model)
 
-    def kept_epoch(self, keep: str) -> int:
-        return self.best_epoch if keep == "best" and self.best_epoch else len(self.curve)
-
-    def out_of_patience(self, patience: int) -> bool:
-        """Whether `patience` epochs have passed without a better one; 0 waits for ever."""
-        over = patience > 0 and self.best_epoch > 0 and len(self.curve) - self.best_epoch >= patience
-        if over:
+    def stop(self) -> bool:
+        """Whether the recipe's patience is over: so many epochs have passed without a better one; 0 waits for ever."""
+        patience, waited = self.recipe.patience, len(self.curve) - self.best_epoch
+        if not self.stopped and patience > 0 and self.best_epoch > 0 and waited >= patience:
             self.stopped = (
                 f"stopped after epoch {len(self.curve)}: none better on validation since epoch {self.best_epoch}"
             )
-        return over
+        return bool(self.stopped)
 
-    def all_notes(self) -> list[str]:
-        return [*self.notes, *([self.stopped] if self.stopped else [])]
+    def outcome(self) -> tuple[dict[str, Tensor], list[dict[str, float]], int, tuple[str, ...]]:
+        """State, curve, number of the kept epoch, notes: the fields of a `Fit`."""
+        with self.kept_weights():
+            state = self.best or cpu_state(self.model)
+        notes = (*self.notes, *([self.stopped] if self.stopped else []))
+        return state, self.curve, self.best_epoch or len(self.curve), notes
 
     def snapshot(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         tensors = {f"model/{k}": v for k, v in self.model.state_dict().items()}
@@ -98,6 +116,22 @@ class Progress:
             inner.setdefault(int(index), {})[key] = value
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": inner, "param_groups": groups})
+
+
+def epoch_entry(epoch: int, recipe: Recipe, loss: float, accuracy: float) -> dict[str, float]:
+    """What the curve says of the training in `epoch`, counted from 0.
+
+    loss, accuracy: means over the training images, as augmented, while the weights changed."""
+    rate = learning_rate(epoch / recipe.epochs, recipe)
+    return {"epoch": epoch + 1, "lr": rate, "train_loss": loss, "train_accuracy": accuracy}
+
+
+def divergence(which: str, loss: float, epoch: int, recipe: Recipe) -> Diverged:
+    """The error for a training or validation loss that is not finite after `epoch`, counted from 0."""
+    return Diverged(
+        f"the {which} loss became {loss} in epoch {epoch + 1} at learning rate up to {recipe.lr:g}; "
+        "try a tenth of it, or warmup: 0.1"
+    )
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import math
 from collections.abc import Sequence
 
 import torch
@@ -19,13 +18,13 @@ from torch.nn.functional import cross_entropy
 
 from regraft.errors import Diverged
 from regraft.learn.batches import Batches
-from regraft.learn.fit import Advance, Fit, divergence, fit
+from regraft.learn.epoch import blended_loss, order_of, set_rate, steps_of
+from regraft.learn.fit import Advance, Fit, fit
 from regraft.learn.mechanisms import step_seconds
 from regraft.learn.optimizers import Average, learning_rate, make_optimizer
 from regraft.learn.precision import mixed_precision
-from regraft.learn.predict import evaluate
-from regraft.learn.progress import Progress, cpu_state
-from regraft.seeding import stream, torch_stream
+from regraft.learn.progress import Progress, cpu_state, epoch_entry
+from regraft.seeding import torch_stream
 from regraft.spec import Recipe
 
 CLEARLY = 1.05  # times as fast: less is within what timing gets wrong
@@ -68,7 +67,7 @@ def measured(
         inputs = train.take(places, moves[0])
         optimizer.zero_grad(set_to_none=True)
         with mixed_precision(device):
-            loss = cross_entropy(model(inputs), train.labels[places], label_smoothing=recipe.label_smoothing)
+            loss = blended_loss(model(inputs), train.labels[places], train.labels[places], 1.0, recipe)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
@@ -223,7 +222,7 @@ class _Joint:
     ) -> None:
         self.models, self.trains, self.validations = models, trains, validations
         self.recipe, self.seeds, self.device, self.advance = recipe, seeds, device, advance
-        self.steps = math.ceil(len(trains[0]) / recipe.batch_size)
+        self.steps = steps_of(len(trains[0]), recipe)
         self.stack = _Stack(models)
         self.optimizer = self.stack.optimizer(recipe, device)
         self.average = Average(self.stack.whole, recipe.ema) if recipe.ema else None
@@ -233,53 +232,37 @@ class _Joint:
 
     def fit(self) -> list[Fit | Diverged]:
         for epoch in range(self.recipe.epochs):
-            going = [i for i in range(len(self.seeds)) if i not in self.errors and not self._stopped(i)]
+            going = [i for i in range(len(self.seeds)) if i not in self.errors and not self.progress[i].stop()]
             if not going:
                 break
             entries = self._epoch(epoch)
             with contextlib.nullcontext() if self.average is None else self.average.lent():
                 self.stack.hand_out()
             for i in going:
-                self._finish_epoch(i, epoch, entries[i])
+                try:
+                    self.progress[i].finish_epoch(entries[i], self.validations[i])
+                except Diverged as error:
+                    self.errors[i] = error
             self.advance((epoch + 1) / self.recipe.epochs, self._message(epoch))
         return [self._result(i) for i in range(len(self.seeds))]
-
-    def _stopped(self, i: int) -> bool:
-        own = self.progress[i]
-        return bool(own.stopped) or own.out_of_patience(self.recipe.patience)
-
-    def _finish_epoch(self, i: int, epoch: int, entry: dict[str, float]) -> None:
-        if not math.isfinite(entry["train_loss"]):
-            self.errors[i] = divergence("training", entry["train_loss"], epoch, self.recipe)
-            return
-        validation = self.validations[i]
-        if validation is not None:
-            loss, accuracy = evaluate(self.models[i], validation, flip=self.recipe.test_flip)
-            if not math.isfinite(loss):
-                self.errors[i] = divergence("validation", loss, epoch, self.recipe)
-                return
-            entry |= {"validation_loss": loss, "validation_accuracy": accuracy}
-        self.progress[i].finish_epoch(entry, keep=self.recipe.keep)
 
     def _epoch(self, epoch: int) -> list[dict[str, float]]:
         """Every training image of every seed once, each in its own new order."""
         n, count = len(self.trains[0]), len(self.seeds)
-        orders = [torch.from_numpy(stream(seed, "order", epoch).permutation(n)).to(self.device) for seed in self.seeds]
+        orders = [order_of(n, seed, "order", epoch).to(self.device) for seed in self.seeds]
         moves = [torch_stream(seed, "augment", epoch) for seed in self.seeds]
         losses, hits = torch.zeros(2, count, device=self.device)
         for step, parts in enumerate(zip(*(order.tensor_split(self.steps) for order in orders), strict=True)):
             done = (epoch * self.steps + step) / (self.recipe.epochs * self.steps)
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(done, self.recipe)
+            set_rate(self.optimizer, learning_rate(done, self.recipe))
             loss, right = self.step(parts, moves)
             if self.average is not None:
                 self.average.update(epoch * self.steps + step)
             losses += loss * len(parts[0])
             hits += right
             self.advance(done, "")
-        rate = learning_rate(epoch / self.recipe.epochs, self.recipe)
         return [
-            {"epoch": epoch + 1, "lr": rate, "train_loss": loss / n, "train_accuracy": right / n}
+            epoch_entry(epoch, self.recipe, loss / n, right / n)
             for loss, right in torch.stack([losses, hits], dim=1).tolist()
         ]
 
@@ -310,8 +293,4 @@ class _Joint:
         return text
 
     def _result(self, i: int) -> Fit | Diverged:
-        if i in self.errors:
-            return self.errors[i]
-        own = self.progress[i]
-        state = own.best or cpu_state(self.models[i])
-        return Fit(state, own.curve, own.kept_epoch(self.recipe.keep), tuple(own.all_notes()))
+        return self.errors[i] if i in self.errors else Fit(*self.progress[i].outcome())

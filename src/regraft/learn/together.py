@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from regraft.errors import Diverged
-from regraft.learn.fit import Fit, divergence
+from regraft.learn.fit import Fit
 from regraft.learn.optimizers import learning_rate
+from regraft.learn.progress import divergence
 from regraft.seeding import stream, torch_stream
 from regraft.spec import Recipe
 

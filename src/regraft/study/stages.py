@@ -60,6 +60,7 @@ def obtain_score(run: Run, bench: Bench, advance: Advance, wait: bool) -> str:
         tensors = {
             "correct": torch.from_numpy(np.asarray(result.correct, dtype=np.uint8)),
             "predicted": logits.argmax(1).to(torch.int32),
+            "confidence": logits.float().softmax(1).amax(1),  # (n,) of the predicted class
             "positions": torch.from_numpy(np.asarray(test.indices, dtype=np.int64)),
         }
         return Payload(values, tensors)
