@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from regraft.networks import cut, cut_points
+    from regraft.predictor import Predictor, predictor_of
+    from regraft.show.notebook import figure
     from regraft.show.report import write_report
     from regraft.spec import Study
     from regraft.study.results import Results
@@ -34,14 +36,20 @@ if TYPE_CHECKING:
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-__all__ = ["Results", "Store", "Study", "__version__", "cut", "cut_points", "run_study", "write_report"]
+__all__ = [
+    "Predictor", "Results", "Store", "Study", "__version__", "cut", "cut_points", "figure", "predictor_of", "run_study",
+    "write_report",
+]  # fmt: skip
 
 _HOME = {
+    "Predictor": "regraft.predictor",
     "Results": "regraft.study.results",
     "Store": "regraft.study.store",
     "Study": "regraft.spec",
     "cut": "regraft.networks",
     "cut_points": "regraft.networks",
+    "figure": "regraft.show.notebook",
+    "predictor_of": "regraft.predictor",
     "run_study": "regraft.study.run",
     "write_report": "regraft.show.report",
 }

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from regraft import cli_audit, cli_data, cli_science
+from regraft import cli_audit, cli_data, cli_predict, cli_science, cli_show
 from regraft.errors import RegraftError, StudyError
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ app.add_typer(data_app, name="data")
 cli_data.add_to(data_app)
 cli_audit.add_to(app)
 cli_science.add_to(app)
+cli_show.add_to(app)
+cli_predict.add_to(app)
 
 
 Device = StrEnum("Device", ["auto", "cpu", "cuda", "mps"])
@@ -129,6 +131,12 @@ def run(
     minutes: Annotated[
         float | None, typer.Option(min=0.01, help="stop after so many minutes; run again to go on")
     ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="print the address of a page, on this machine only, that follows the run")
+    ] = False,
+    watch_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="port of that page; 0: a free one", show_default=False)
+    ] = 0,
 ) -> None:
     """Run a study: compute what the store lacks, then write results.csv, results.json and report.html.
 
@@ -143,7 +151,7 @@ def run(
         out=out or Path(f"regraft-{chosen.study}"), device=device.value, threads=threads, offline=offline,
         workers=workers if executor is ExecutorName.processes else 0, quiet=quiet, as_json=as_json,
         minutes=minutes, backend=backend.value, mechanism=mechanism.value,
-        precision=precision.value,
+        precision=precision.value, watch=watch_port if watch or watch_port else None,
     )  # fmt: skip
     raise typer.Exit(execute(chosen, _open_store(store), wishes))
 

@@ -13,6 +13,9 @@ RegraftError
 ├── WeightsError
 │   ├── WeightsUnavailable
 │   └── WeightsMismatch   the file does not hold this network, or its preprocessing is unknown
+├── PredictorError        no such file, or one that cannot be written
+│   ├── PredictorDamaged  the file is not the whole predictor that was written
+│   └── PredictorMismatch of another format version, or weights that are not of its own network
 ├── StoreError
 │   └── ArtifactDamaged
 └── RunError
@@ -80,6 +83,18 @@ class WeightsUnavailable(WeightsError):
 
 class WeightsMismatch(WeightsError):
     """The file does not hold this network, or its preprocessing is unknown."""
+
+
+class PredictorError(RegraftError):
+    """Something about a predictor's file."""
+
+
+class PredictorDamaged(PredictorError):
+    """The file is not the whole predictor that was written, or not one at all."""
+
+
+class PredictorMismatch(PredictorError):
+    """A predictor of another format version, or whose weights are not of its own network."""
 
 
 class StoreError(RegraftError):

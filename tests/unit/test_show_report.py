@@ -1,4 +1,4 @@
-"""The report file: complete, self-contained, and safe with any name."""
+"""The report file: complete, self-contained, and safe with any name. Its parts are in test_show_sections.py."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from functools import cache, partial
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from regraft.analysis.table import rows_table
 from regraft.analysis.variance import spreads
 from regraft.analysis.worth import label_worths
 from regraft.show.report import report_html, write_report
+from regraft.show.sections import compared_table
 from regraft.show.tables import plain_text
 from regraft.study.results import Results
 from tests.unit.show_example import HOSTILE, grid_of_cuts, hostile, seven_rows
@@ -80,9 +82,32 @@ def test_question_answer_rows_missing_alarms_and_provenance_are_there() -> None:
         "95.2 % [94.5, 95.9]", "95.2, 94.9, 95.5 %", "no way to get the weights here",
         "it never started learning",
         "21; test labels were read once for each", "± 0.21 points", "NVIDIA H100", "torch 2.14.1",
-        "regraft run <cifar>", results.cells[0].key,
+        "regraft run <cifar>", results.cells[0].key, "regraft audit cifar", "No power was measured",
+        *results.study.to_yaml().split("\n")[0].split(),
     ):  # fmt: skip
         assert wanted in text
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_contents_name_every_part_of_the_page_once_and_in_its_order(name: str) -> None:
+    anchors = [attributes["href"] for tag, attributes in page(name).tags if tag == "a"]
+    assert anchors[0] == "#main"  # past the contents
+    parts = [f"#{attributes['id']}" for tag, attributes in page(name).tags if tag == "section"]
+    assert anchors[1:] == parts
+    assert len(set(parts)) == len(parts)
+
+
+def test_headings_go_down_one_level_at_a_time() -> None:
+    levels = [int(tag[1]) for tag, _ in page("seven").tags if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+
+
+def test_the_page_says_how_large_it_is() -> None:
+    html = report_html(seven_rows())
+    said = re.search(r"This file of ([\d.]+) MB", html)
+    assert said is not None
+    assert float(said[1]) == pytest.approx(len(html.encode()) / 1e6, abs=0.006)
 
 
 def test_many_classes_show_their_largest_confusions_and_few_a_matrix() -> None:
@@ -96,7 +121,7 @@ def test_nothing_is_loaded_from_anywhere(name: str) -> None:
     for tag, attributes in page(name).tags:
         for attribute in ("src", "href", "srcset", "action", "data", "poster"):
             value = attributes.get(attribute) or ""
-            assert value.startswith("data:") or not value, (tag, attribute, value[:80])
+            assert value.startswith(("data:", "#")) or not value, (tag, attribute, value[:80])
     assert page(name).style
     assert not re.search(r"url\(|@import", page(name).style)
 
@@ -112,9 +137,26 @@ def test_the_policy_allows_exactly_the_pages_own_scripts() -> None:
 
 
 def test_every_image_has_an_alternative_text() -> None:
-    images = [attributes for tag, attributes in page("cuts").tags if tag == "img"]
-    assert len(images) == 4
-    assert all(image["alt"] for image in images)
+    for name in STUDIES:
+        images = [attributes for tag, attributes in page(name).tags if tag == "img"]
+        drawn = [attributes for _, attributes in page(name).tags if attributes.get("class") == "live"]
+        assert len(images) == len(drawn) >= 2
+        assert all(image["alt"] for image in images)
+        assert all(figure["role"] == "img" and figure["aria-label"] for figure in drawn)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_figure_has_its_data_as_a_table(name: str) -> None:
+    assert page(name).text.count("Its data as a table") == sum(tag == "figure" for tag, _ in page(name).tags)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_number_of_a_table_says_what_it_is_sorted_by(name: str) -> None:
+    cells = [attributes for tag, attributes in page(name).tags if tag == "td" and attributes.get("role") == "cell"]
+    numbers = [cell for cell in cells if "number" in (cell["class"] or "").split()]
+    assert len(numbers) > 20
+    for cell in numbers:
+        float(cell["data-value"] or "")  # nan is what has no number
 
 
 def test_hostile_names_stay_text() -> None:
@@ -123,7 +165,7 @@ def test_hostile_names_stay_text() -> None:
     assert not [a for _, attributes in tags for a in attributes if a.startswith("on")]
     assert page("hostile").text.count(HOSTILE) > 10
     assert "\u202e" not in page("hostile").text
-    assert len(page("hostile").scripts) == 3
+    assert len(page("hostile").scripts) == 4
 
 
 def test_the_data_of_the_figures_is_valid_json_with_hostile_names() -> None:
@@ -139,7 +181,9 @@ def test_comparisons_say_how_many_there_are_and_what_the_correction_is_over() ->
     for pair in found.shown():
         assert f"{pair.a} − {pair.b}" in text
         assert pair.difference.text().partition(" (")[0] in text
-    assert text.count("not clear") == sum(not pair.clear for pair in found.shown())
+    lines = compared_table(found.shown()).rows
+    assert [line[5].text for line in lines] == [pair.verdict for pair in found.shown()]
+    assert [line[5].strong for line in lines] == [pair.clear for pair in found.shown()]
 
 
 def test_without_two_seeds_nothing_is_compared() -> None:

@@ -64,8 +64,11 @@ def list_folder(path: str | Path) -> Listing:
     if not root.is_dir():
         raise DataUnavailable(f"folder:{path}: there is no folder {root.absolute()}; give a folder of class folders")
     root = root.resolve()
-    folders = _part_folders(root)
-    found = {part: _by_class(folder) for part, folder in folders.items()}
+    try:
+        folders = _part_folders(root)
+        found = {part: _by_class(folder) for part, folder in folders.items()}
+    except OSError as error:  # no permission, a path longer than the system allows
+        raise DataUnavailable(f"folder:{path}: cannot be read: {error.filename}: {error.strerror}") from error
     classes = tuple(found["train"])
     _check_classes(root, classes, found)
     if "test" not in found:
@@ -93,8 +96,14 @@ def _part_folders(root: Path) -> dict[str, Path]:
 
 
 def _subfolders(folder: Path) -> list[Path]:
+    """Sorted. A link to a folder counts, unless it leads back to where it lies: a circle is no class."""
     hidden = (".", "__MACOSX")
-    found = [d for d in folder.iterdir() if d.is_dir() and not d.name.startswith(hidden)]
+    above = folder.resolve()
+    found = [
+        d
+        for d in folder.iterdir()
+        if d.is_dir() and not d.name.startswith(hidden) and not (d.is_symlink() and above.is_relative_to(d.resolve()))
+    ]
     return sorted(found, key=lambda d: _normal(d.name))
 
 

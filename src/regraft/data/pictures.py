@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import struct
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -40,7 +42,15 @@ def decode_picture(file: Path | IO[bytes], size: int) -> NDArray[np.uint8]:
     Raises Unreadable. Pictures of more pixels than Pillow's limit (89 million) are refused before decoding.
     """
     with _pillow_warnings():
-        return _decode(file, size)
+        return square_of(file, size)
+
+
+def square_of(picture: Path | IO[bytes] | Image.Image, size: int) -> NDArray[np.uint8]:
+    """The same, also of a picture that is open already; for the workers of `in_threads`, which sees to Pillow's
+    warnings for all of them (Python's filters of warnings are not a thread's own)."""
+    if isinstance(picture, Image.Image):
+        return _reading(lambda: fit_square(_upright(picture), size))
+    return _decode(picture, size)
 
 
 def decode_pictures(
@@ -50,7 +60,7 @@ def decode_pictures(
 
     def attempt(file: Path) -> NDArray[np.uint8] | str:
         try:
-            return _decode(file, size)
+            return square_of(file, size)
         except Unreadable as error:
             return str(error)
 
@@ -104,13 +114,38 @@ def to_rgb(picture: Image.Image) -> Image.Image:
 def _decode(file: Path | IO[bytes], size: int) -> NDArray[np.uint8]:
     Image.init()
     known = [name for name in FORMATS if name in Image.OPEN]  # AVIF depends on how Pillow was built
-    try:
+
+    def read() -> NDArray[np.uint8]:
         with Image.open(file, formats=known) as picture:
             # JPEG can decode at 1/2, 1/4, 1/8: a phone picture to 224 px in a fraction of the time.
             # Twice the size is kept so that the antialiased resize still decides the result.
             picture.draft(None, (2 * size, 2 * size))
             picture.load()
             return fit_square(_upright(picture), size)
+
+    if isinstance(file, Path):
+        _check_file(file)
+    return _reading(read)
+
+
+def _check_file(file: Path) -> None:
+    """What is no file with a byte in it, before a reader waits for a pipe or calls it no picture."""
+    try:
+        state = file.stat()
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        link = file.is_symlink() if isinstance(error, FileNotFoundError) else False
+        known = {errno.ENOENT: "a link to nothing" if link else "no such file", errno.ELOOP: "a link to itself"}
+        reason = known.get(error.errno or 0, error.strerror) if isinstance(error, OSError) else str(error)
+        raise Unreadable(reason or type(error).__name__) from None
+    if not stat.S_ISREG(state.st_mode):
+        raise Unreadable("a folder" if stat.S_ISDIR(state.st_mode) else "no file but a pipe, socket or device")
+    if state.st_size == 0:
+        raise Unreadable("the file is empty")
+
+
+def _reading(read: Callable[[], NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    try:
+        return read()
     except Unreadable:
         raise
     except Exception as error:  # Pillow's readers raise errors of nearly every kind on damaged files

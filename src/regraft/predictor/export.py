@@ -1,0 +1,228 @@
+"""A predictor in the formats of others: ONNX, torch.export, timm. Nothing is left that answers otherwise.
+
+Each is written under a temporary name, read back as its users will read it, held against the predictor on real
+pictures (`parity`), and only then renamed. Beside it lies JSON that says how its input is made, and a model card.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from regraft.data.home import TEMPORARY_PREFIX
+from regraft.errors import PredictorError, UnknownName, nearest
+from regraft.learn.backend_table import OPSET, _quiet_exporter, absent
+from regraft.predictor.card import model_card
+from regraft.predictor.export_timm import run_timm, timm_refusal, write_timm
+from regraft.predictor.parity import Answers, Parity, compare, some_pictures
+from regraft.predictor.portable import INPUT, OUTPUTS, Portable, described
+from regraft.predictor.predict import Predictor
+
+Run = Callable[[NDArray[np.uint8]], Answers]
+ABOUT = "regraft.json"  # the entry of a .pt2 file that says what `described` says
+LONGEST_REASON = 300
+
+
+@dataclass(frozen=True)
+class Format:
+    """A way to write a predictor, and to run what was written."""
+
+    suffix: str  # of the file; "" for a folder
+    refusal: Callable[[Predictor], str]  # why it cannot be, as the end of a sentence; empty if it can
+    write: Callable[[Predictor, Path], None]
+    read: Callable[[Path, Predictor], Run]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and how near it is to the predictor."""
+
+    format: str
+    files: tuple[Path, ...]  # the model first; then JSON and model card
+    parity: Parity
+
+    @property
+    def card(self) -> Path:
+        return self.files[-1]
+
+
+def export(
+    predictor: Predictor, format: str, out: str | Path, *, pictures: Sequence[str] = (), name: str = ""
+) -> Exported:
+    """Write the predictor in another format, with JSON and a model card beside it; each whole or not at all.
+
+    format: one of FORMATS. out: a file, NAME.onnx or NAME.pt2, beside which NAME.json and NAME.md are written; for timm
+    a folder. pictures: on which both must agree, see `parity.some_pictures`. name: of the model card.
+    Raises UnknownName, and PredictorError if the format cannot express it, nothing can be written there, or the answers
+    differ: then nothing is left of it."""
+    if format not in FORMATS:
+        raise UnknownName(f"no format {format!r}{nearest(format, FORMATS)} Known: {', '.join(FORMATS)}.")
+    way, final = FORMATS[format], Path(out)
+    reference = Predictor(predictor.manifest, predictor.network, device="cpu", backend="eager")
+    if reason := way.refusal(reference):
+        raise PredictorError(f"it cannot be exported as {format}: {reason}")
+    squares, origin = some_pictures(reference, pictures)
+    unfinished = final.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex[:12]}{way.suffix}")
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        _written(format, way, reference, unfinished)
+        parity = compare(way.read(unfinished, reference), reference, squares, origin)
+        if not parity.passed:
+            raise PredictorError(
+                f"the {format} file does not answer as the predictor does, and was not kept: {parity.sentence()}, of a "
+                f"logit {parity.logits:.1e} standard deviations. Try another format: {', '.join(FORMATS)}"
+            )
+        texts = _texts(predictor, format, final, parity, name or final.stem)
+        return Exported(format, _placed(unfinished, final, texts), parity)
+    except OSError as error:
+        raise PredictorError(f"cannot write {final}: {error.strerror or error}; name another place: --out") from error
+    finally:
+        _remove(unfinished)
+
+
+def _written(format: str, way: Format, predictor: Predictor, path: Path) -> None:
+    try:
+        with torch.no_grad():
+            way.write(predictor, path)
+    except OSError:
+        raise
+    except Exception as error:  # exporters raise anything at all
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:LONGEST_REASON]
+        others = ", ".join(one for one in FORMATS if one != format)
+        raise PredictorError(
+            f"{predictor.manifest.network} with a {predictor.manifest.head.kind} head cannot be written as {format} "
+            f"({reason}); try {others}, or another version of torch"
+        ) from error
+
+
+def _texts(predictor: Predictor, format: str, final: Path, parity: Parity, name: str) -> dict[Path, str]:
+    """The JSON (timm has its own) and the model card, by their places."""
+    folder = FORMATS[format].suffix == ""
+    card = model_card(predictor.manifest, name=name, format=format, file=final.name, parity=parity)
+    if folder:
+        return {final / "README.md": card}
+    about = {**described(predictor.manifest), "format": format, "file": final.name, "parity": parity.told()}
+    return {final.with_suffix(".json"): json.dumps(about, indent=1, ensure_ascii=False) + "\n",
+            final.with_suffix(".md"): card}  # fmt: skip
+
+
+def _placed(unfinished: Path, final: Path, texts: Mapping[Path, str]) -> tuple[Path, ...]:
+    """Rename what was written, and write the texts beside it."""
+    if unfinished.is_dir():
+        final.mkdir(exist_ok=True)
+        files = []
+        for one in sorted(unfinished.iterdir(), reverse=True):  # weights, then what names them
+            files.append(one.replace(final / one.name))
+    else:
+        files = [unfinished.replace(final)]
+    for path, text in texts.items():
+        whole = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex[:12]}")
+        whole.write_text(text, "utf-8", errors="backslashreplace")
+        files.append(whole.replace(path))
+    return tuple(files)
+
+
+def _remove(unfinished: Path) -> None:
+    if unfinished.is_dir():
+        shutil.rmtree(unfinished)
+    else:
+        unfinished.unlink(missing_ok=True)
+
+
+def _example(predictor: Predictor) -> torch.Tensor:
+    """(2, s, s, c) uint8: of one picture, torch.export would take the number for a constant."""
+    size, channels = predictor.manifest.picture_size, 1 if predictor.manifest.grey else 3
+    return torch.zeros(2, size, size, channels, dtype=torch.uint8)
+
+
+# --- ONNX ---------------------------------------------------------------------------------------------------------
+
+
+def _onnx_refusal(predictor: Predictor) -> str:
+    reason = absent("onnxruntime", torch.device("cpu"))
+    return f"that {reason}" if reason else ""
+
+
+def _write_onnx(predictor: Predictor, path: Path) -> None:
+    import onnx
+
+    file = io.BytesIO()
+    with _quiet_exporter():
+        # The exporter by tracing is deprecated, but needs no further package; `compare` runs several batch sizes,
+        # so a number of pictures that was written down as a constant does not pass.
+        torch.onnx.export(
+            Portable.of(predictor), (_example(predictor),), file,
+            dynamo=False, opset_version=OPSET, input_names=[INPUT], output_names=list(OUTPUTS),
+            dynamic_axes={one: {0: "n"} for one in (INPUT, *OUTPUTS)},
+        )  # fmt: skip
+    model = onnx.load_from_string(file.getvalue())
+    about = described(predictor.manifest)
+    model.producer_name, model.producer_version = "regraft", predictor.manifest.regraft
+    onnx.helper.set_model_props(
+        model,
+        {
+            **{key: json.dumps(about[key]) for key in ("classes", "temperature", "input", "before", "inside")},
+            **{key: about[key] for key in ("network", "licence", "regraft")},
+        },
+    )
+    onnx.checker.check_model(model, full_check=True)
+    path.write_bytes(model.SerializeToString())
+
+
+def _read_onnx(path: Path, predictor: Predictor) -> Run:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def run(squares: NDArray[np.uint8]) -> Answers:
+        probabilities, logits = session.run(list(OUTPUTS), {INPUT: squares})
+        return probabilities, logits
+
+    return run
+
+
+# --- torch.export -------------------------------------------------------------------------------------------------
+
+
+def _write_torch(predictor: Predictor, path: Path) -> None:
+    batch = torch.export.Dim("n", min=1)
+    program = torch.export.export(
+        Portable.of(predictor), (_example(predictor),), dynamic_shapes={"pictures": {0: batch}}, strict=False
+    )
+    for name, value in program.state_dict.items():
+        # Tensors of a loaded predictor are parts of one block of memory, which would be written whole and warned about.
+        program.state_dict[name] = nn.Parameter(value.detach().clone(), requires_grad=False)
+    about: dict[str, Any] = described(predictor.manifest)
+    torch.export.save(program, path, extra_files={ABOUT: json.dumps(about)})
+
+
+def _read_torch(path: Path, predictor: Predictor) -> Run:
+    module: nn.Module = torch.export.load(path).module()
+
+    def run(squares: NDArray[np.uint8]) -> Answers:
+        with torch.no_grad():
+            probabilities, logits = module(torch.from_numpy(squares))
+        return probabilities.numpy(), logits.numpy()
+
+    return run
+
+
+FORMATS = {
+    "onnx": Format(".onnx", _onnx_refusal, _write_onnx, _read_onnx),
+    "torch-export": Format(".pt2", lambda predictor: "", _write_torch, _read_torch),
+    "timm": Format("", lambda predictor: timm_refusal(predictor.manifest), write_timm, run_timm),
+}
