@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from regraft import cli_audit, cli_data, cli_predict, cli_science, cli_show
+from regraft.cli_text import complete_study
 from regraft.errors import RegraftError, StudyError
 
 if TYPE_CHECKING:
@@ -45,17 +46,9 @@ BackendName = StrEnum("BackendName", ["auto", "eager", "fused", "inductor", "onn
 Stem = StrEnum("Stem", ["imagenet", "cifar"])  # the first layers of a ResNet
 
 
-def _complete_study(incomplete: str) -> list[str]:
-    from regraft.spec import presets
-
-    folder = os.path.dirname(incomplete)
-    files = [os.path.join(folder, path.name) for path in Path(folder or ".").glob("*.y*ml")]
-    return sorted(name for name in [*presets(), *files] if name.startswith(incomplete))
-
-
 StudyName = Annotated[
     str,
-    typer.Argument(metavar="STUDY", help="a study file (YAML) or a preset's name", autocompletion=_complete_study),
+    typer.Argument(metavar="STUDY", help="a study file (YAML) or a preset's name", autocompletion=complete_study),
 ]
 StoreFolder = Annotated[
     Path | None, typer.Option("--store", help="folder of the results store; default: the user's cache folder")
@@ -227,7 +220,7 @@ def show(
 def prune(
     studies: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[STUDY]...", help="studies to keep everything of", autocompletion=_complete_study),
+        typer.Argument(metavar="[STUDY]...", help="studies to keep everything of", autocompletion=complete_study),
     ] = None,
     store: StoreFolder = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would be removed")] = False,

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -21,10 +22,13 @@ from regraft.cli_text import show
 from regraft.errors import StoreError, StudyError
 from regraft.show.progress import choose_display
 from regraft.spec import Study
-from regraft.study.events import PlanReady, Report, StudyDone
+from regraft.study.events import Event, PlanReady, Report, StudyDone
 from regraft.study.plan import plan
 from regraft.study.results import Results, read_results
 from regraft.study.store import Store
+
+if TYPE_CHECKING:  # its server is needed with --watch only
+    from regraft.show.watch import LiveView
 
 COMPLETE, INCOMPLETE, INTERRUPTED = 0, 3, 130  # 130 = 128 + SIGINT, as shells report it
 
@@ -44,26 +48,55 @@ class Wishes:
     quiet: bool
     as_json: bool
     minutes: float | None
+    watch: int | None  # port of the live page, 0 for a free one; None: no page
 
 
 def execute(study: Study, store: Store, wishes: Wishes) -> int:
     """Run `study`, write its files, print the outcome; returns the exit code."""
     fresh = make_folder(wishes.out)  # before hours of work, not after
-    try:
-        with time_limit(wishes.minutes) as limit, choose_display(_kind(wishes)) as report:
-            results = _computed(study, store, wishes, report)
-    except StudyError:
-        if fresh:
-            wishes.out.rmdir()
-        raise
-    except KeyboardInterrupt:
-        if not limit.reached.is_set():
-            typer.echo(f"\nStopped; what is finished is kept. Go on with: {_this_command()}", err=True)
-            return INTERRUPTED
-        results = read_results(study, store)
-    write_files(results, wishes.out)
-    _print_outcome(results, wishes)
+    with _live_page(study, store, wishes) as page:
+        try:
+            with time_limit(wishes.minutes) as limit, choose_display(_kind(wishes)) as report:
+                results = _computed(study, store, wishes, _both(report, page))
+        except StudyError:
+            if fresh:
+                wishes.out.rmdir()
+            raise
+        except KeyboardInterrupt:
+            if not limit.reached.is_set():
+                typer.echo(f"\nStopped; what is finished is kept. Go on with: {_this_command()}", err=True)
+                return INTERRUPTED
+            results = read_results(study, store)
+        write_files(results, wishes.out)
+        _print_outcome(results, wishes)
+        if page:
+            page.finish(wishes.out / "report.html")
     return INCOMPLETE if results.missing else COMPLETE
+
+
+@contextmanager
+def _live_page(study: Study, store: Store, wishes: Wishes) -> Iterator[LiveView | None]:
+    """Where the run can be followed in a browser, if that is wished; its address is printed."""
+    if wishes.watch is None:
+        yield None
+        return
+    from regraft.show.watch import live_view
+
+    with live_view(study, store, port=wishes.watch, command=_this_command()) as (page, address):
+        typer.echo(f"Follow the run at {address}", err=True)
+        yield page
+
+
+def _both(display: Report, page: LiveView | None) -> Report:
+    """Tells the terminal and the live page."""
+    if page is None:
+        return display
+
+    def report(event: Event) -> None:
+        display(event)
+        page.report(event)
+
+    return report
 
 
 def _computed(study: Study, store: Store, wishes: Wishes, report: Report) -> Results:

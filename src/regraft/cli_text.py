@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
@@ -17,8 +19,6 @@ from rich.text import Text
 from regraft.errors import StoreError, UnknownName, nearest
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from regraft.data import DatasetInfo
     from regraft.doctor import Finding
     from regraft.learn.lr_find import LearningRates
@@ -26,6 +26,15 @@ if TYPE_CHECKING:
     from regraft.spec import Run, Study
     from regraft.study.results import Results
     from regraft.study.store import Artifact
+
+
+def complete_study(incomplete: str) -> list[str]:
+    """Presets and study files that begin with what has been typed, for the shell's completion."""
+    from regraft.spec import presets
+
+    folder = os.path.dirname(incomplete)
+    files = [os.path.join(folder, path.name) for path in Path(folder or ".").glob("*.y*ml")]
+    return sorted(name for name in [*presets(), *files] if name.startswith(incomplete))
 
 
 def show(content: RenderableType) -> None:

@@ -30,7 +30,9 @@ def results_table(results: Results) -> ResultsTable:
 def plain_text(results: Results, width: int = 100) -> str:
     """The same table as text without colour, for logs and files."""
     buffer = io.StringIO()
-    console = Console(file=buffer, width=width, color_system=None, force_terminal=False, legacy_windows=False)
+    console = Console(
+        file=buffer, width=width, color_system=None, force_terminal=False, force_jupyter=False, legacy_windows=False
+    )
     console.print(results_table(results))
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
 
