@@ -15,6 +15,7 @@ from regraft.cli import app
 from regraft.spec import Episodes, Grid, Head, Preprocessing, Recipe, Row, Source, Study, Target
 from regraft.spec.recipe import SOLVED
 from regraft.spec.recipes import PRESETS, Way
+from regraft.spec.tuning import Tuning
 
 MODELS = {
     "The study": Study,
@@ -24,6 +25,7 @@ MODELS = {
     "`episodes`, in a target": Episodes,
     "`recipes`: how to train": Recipe,
     "`rows`: named cells of the table": Row,
+    "`tuning`, in a row or a grid": Tuning,
     "`head`, in a row or a grid": Head,
     "`grid`: every combination": Grid,
 }
@@ -87,7 +89,7 @@ def _model(title: str, schema: Mapping[str, Any]) -> str:
          field.get("description", ""))
         for name, field in schema["properties"].items()
     ]  # fmt: skip
-    return f"## {title}\n\n{_table(('field', 'type', 'default', 'meaning'), rows)}\n"
+    return f"### {title}\n\n{_table(('field', 'type', 'default', 'meaning'), rows)}\n"
 
 
 def _json(value: object) -> str:
