@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from regraft.networks import cut, cut_points
     from regraft.predictor import Predictor, predictor_of
+    from regraft.predictor.classifier import RegraftClassifier
     from regraft.show.notebook import figure
     from regraft.show.report import write_report
     from regraft.spec import Study
@@ -37,12 +38,13 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 __all__ = [
-    "Predictor", "Results", "Store", "Study", "__version__", "cut", "cut_points", "figure", "predictor_of", "run_study",
+    "Predictor", "RegraftClassifier", "Results", "Store", "Study", "__version__", "cut", "cut_points", "figure", "predictor_of", "run_study",
     "write_report",
 ]  # fmt: skip
 
 _HOME = {
     "Predictor": "regraft.predictor",
+    "RegraftClassifier": "regraft.predictor.classifier",
     "Results": "regraft.study.results",
     "Store": "regraft.study.store",
     "Study": "regraft.spec",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from regraft import cli_audit, cli_data, cli_predict, cli_science, cli_show
+from regraft import cli_audit, cli_data, cli_export, cli_predict, cli_science, cli_show
 from regraft.cli_text import complete_study
 from regraft.errors import RegraftError, StudyError
 
@@ -36,6 +36,7 @@ cli_audit.add_to(app)
 cli_science.add_to(app)
 cli_show.add_to(app)
 cli_predict.add_to(app)
+cli_export.add_to(app)
 
 
 Device = StrEnum("Device", ["auto", "cpu", "cuda", "mps"])

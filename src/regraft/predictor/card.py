@@ -7,8 +7,8 @@ not known is said to be unknown. Names are other people's words, so every one of
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeGuard
 
 import yaml
 
@@ -217,7 +217,7 @@ def _provenance(manifest: Manifest) -> Iterator[str]:
     yield _table(("what", "value"), [*rows, ("written by", f"regraft {manifest.regraft}")])
 
 
-def _table(columns: tuple[str, ...], rows: list[tuple[object, ...]]) -> str:
+def _table(columns: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> str:
     lines = [columns, ("---",) * len(columns), *(tuple(_text(value) for value in row) for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -230,7 +230,7 @@ def _resized(manifest: Manifest) -> bool:
     return manifest.picture_size != manifest.preprocessing.image_size
 
 
-def _is_measure(one: Any) -> bool:
+def _is_measure(one: Any) -> TypeGuard[Mapping[str, Any]]:
     """A manifest may come from anywhere: {accuracy, n, low, high} with numbers in them."""
     return (
         isinstance(one, Mapping)

@@ -181,6 +181,7 @@ class RegraftClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _rows(self, X: Any, *, reset: bool) -> NDArray[Any]:  # noqa: N803
         """(n, d), checked. reset: of training pictures, whose shape is kept."""
+        self.image_shape_: tuple[int, ...]
         shape: tuple[int, ...] | None = None
         ndim = X.ndim if hasattr(X, "ndim") else np.asarray(X).ndim  # a sparse matrix would be no array
         if ndim in (3, 4):
@@ -251,6 +252,8 @@ class RegraftClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise UnknownName(
                 f"no head {self.head!r}{nearest(str(self.head), PENALTIES)} Known: {', '.join(PENALTIES)}"
             )
+        if self.stem not in ("imagenet", "cifar"):
+            raise StudyError(f"stem must be 'imagenet' or 'cifar', got {self.stem!r}")
         if self.weights != "random" and not str(self.weights).startswith("pretrained"):
             raise StudyError(f"weights must be 'random' or 'pretrained[:TAG]', got {self.weights!r}")
         if self.penalties is not None and (len(self.penalties) == 0 or min(self.penalties) < 0):
@@ -266,7 +269,7 @@ class RegraftClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return given if self.image_size is None else given.model_copy(update={"image_size": self.image_size})
 
     def _named(self) -> Source:
-        return Source(network=self.network, weights=self.weights, stem=self.stem)
+        return Source(network=self.network, weights=self.weights, stem="cifar" if self.stem == "cifar" else "imagenet")
 
     def _source(self) -> tuple[dict[str, Tensor] | None, str]:
         """The tensors, None for random ones, and their licence."""
@@ -343,7 +346,7 @@ def _trunk(spec: NetworkSpec, named: Source | None, cut: str | None, seed: int, 
         network = build_around(state, spec.network, stem=spec.stem, image_size=size)
     point = resolve_cut(spec.network, cut, size, stem=spec.stem)
     body = pooled_body(network.eval(), [(point.name, "average")], laid_out={point.name: point.layout})
-    trunk = Trunk(body, frozen=True).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    trunk = Trunk(body, frozen=True).to(device).to(memory_format=torch.channels_last)
     sample = torch.zeros(BATCH, 3, size, size, device=device)
     return choose_backend(trunk, sample, BATCH, prefer="fused")
 

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,12 +23,14 @@ from torch import nn
 from regraft.data.home import TEMPORARY_PREFIX
 from regraft.errors import PredictorError, UnknownName, nearest
 from regraft.learn.backend_table import OPSET, _quiet_exporter, absent
+from regraft.networks.trace import structural_copy
 from regraft.predictor.card import model_card
 from regraft.predictor.export_timm import run_timm, timm_refusal, write_timm
 from regraft.predictor.parity import Answers, Parity, compare, some_pictures
 from regraft.predictor.portable import INPUT, OUTPUTS, Portable, described
 from regraft.predictor.predict import Predictor
 
+T = TypeVar("T")
 Run = Callable[[NDArray[np.uint8]], Answers]
 ABOUT = "regraft.json"  # the entry of a .pt2 file that says what `described` says
 LONGEST_REASON = 300
@@ -76,8 +78,8 @@ def export(
     unfinished = final.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex[:12]}{way.suffix}")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        _written(format, way, reference, unfinished)
-        parity = compare(way.read(unfinished, reference), reference, squares, origin)
+        run = _attempted(format, reference, lambda: _round_trip(way, reference, unfinished))
+        parity = _attempted(format, reference, lambda: compare(run, reference, squares, origin))
         if not parity.passed:
             raise PredictorError(
                 f"the {format} file does not answer as the predictor does, and was not kept: {parity.sentence()}, of a "
@@ -91,13 +93,19 @@ def export(
         _remove(unfinished)
 
 
-def _written(format: str, way: Format, predictor: Predictor, path: Path) -> None:
+def _round_trip(way: Format, predictor: Predictor, path: Path) -> Run:
+    """Write, and read back."""
+    with torch.no_grad():
+        way.write(predictor, path)
+    return way.read(path, predictor)
+
+
+def _attempted(format: str, predictor: Predictor, step: Callable[[], T]) -> T:
     try:
-        with torch.no_grad():
-            way.write(predictor, path)
+        return step()
     except OSError:
         raise
-    except Exception as error:  # exporters raise anything at all
+    except Exception as error:  # exporters and runtimes raise anything at all
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:LONGEST_REASON]
         others = ", ".join(one for one in FORMATS if one != format)
         raise PredictorError(
@@ -162,7 +170,7 @@ def _write_onnx(predictor: Predictor, path: Path) -> None:
         # The exporter by tracing is deprecated, but needs no further package; `compare` runs several batch sizes,
         # so a number of pictures that was written down as a constant does not pass.
         torch.onnx.export(
-            Portable.of(predictor), (_example(predictor),), file,
+            Portable.of(predictor), (_example(predictor),), file,  # type: ignore[arg-type]
             dynamo=False, opset_version=OPSET, input_names=[INPUT], output_names=list(OUTPUTS),
             dynamic_axes={one: {0: "n"} for one in (INPUT, *OUTPUTS)},
         )  # fmt: skip
@@ -200,14 +208,18 @@ def _read_onnx(path: Path, predictor: Predictor) -> Run:
 
 def _write_torch(predictor: Predictor, path: Path) -> None:
     batch = torch.export.Dim("n", min=1)
+    # Weights of a predictor are laid out channels last, which the writer of .pt2 takes for parts of something larger.
+    module = structural_copy(Portable.of(predictor), _plain)
     program = torch.export.export(
-        Portable.of(predictor), (_example(predictor),), dynamic_shapes={"pictures": {0: batch}}, strict=False
-    )
-    for name, value in program.state_dict.items():
-        # Tensors of a loaded predictor are parts of one block of memory, which would be written whole and warned about.
-        program.state_dict[name] = nn.Parameter(value.detach().clone(), requires_grad=False)
+        module, (_example(predictor),), dynamic_shapes={"pictures": {0: batch}}, strict=False
+    )  # fmt: skip
     about: dict[str, Any] = described(predictor.manifest)
     torch.export.save(program, path, extra_files={ABOUT: json.dumps(about)})
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    copied = tensor.detach().clone(memory_format=torch.contiguous_format)
+    return nn.Parameter(copied, requires_grad=False) if isinstance(tensor, nn.Parameter) else copied
 
 
 def _read_torch(path: Path, predictor: Predictor) -> Run:

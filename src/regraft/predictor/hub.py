@@ -15,7 +15,6 @@ def push(files: Sequence[Path], card: Path, repository: str) -> str:
 
     A new repository is private until its owner opens it. The token is the one that `hf auth login` stored, or HF_TOKEN;
     it is neither asked for nor told. Raises PredictorError with what to do."""
-    import httpx
     from huggingface_hub import CommitOperationAdd, HfApi, get_token
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
@@ -36,7 +35,7 @@ def push(files: Sequence[Path], card: Path, repository: str) -> str:
         raise PredictorError(
             f"the Hub refused {repository!r}: {_first_line(error)}. May this account write there (hf auth whoami)?"
         ) from None
-    except (httpx.HTTPError, OSError) as error:
+    except Exception as error:  # of whatever HTTP client this version of huggingface_hub uses
         raise PredictorError(
             f"the Hub cannot be reached from here ({type(error).__name__}: {_first_line(error)}). What was exported is "
             "on this machine; run the same command where there is internet."

@@ -80,7 +80,8 @@ def compare(
     assert predictor.backend == "eager"
     logits = predictor.logits(squares)
     expected = predictor.answers(logits).probabilities
-    parts, start = [], 0
+    parts: list[Answers] = []
+    start = 0
     while start < len(squares):
         size = BATCHES[min(len(parts), len(BATCHES) - 1)]
         parts.append(run(squares[start : start + size]))
@@ -88,7 +89,7 @@ def compare(
     probabilities, found = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
     if probabilities.shape != expected.shape or found.shape != logits.shape:
         return Parity(len(squares), origin, np.inf, np.inf, 0.0)
-    scale = max(float(logits.std()), np.finfo(np.float32).tiny)
+    scale = max(float(logits.std()), float(np.finfo(np.float32).tiny))
     return Parity(
         len(squares), origin, _largest(probabilities - expected), _largest(found - logits) / scale,
         float(np.mean(probabilities.argmax(1) == expected.argmax(1))),

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from regraft.learn.nearest import LEAST_SHARE, PROTOTYPE_SCALE, TEMPERATURE, CosinePrototypes, NearestNeighbours
 from regraft.predictor.manifest import Manifest
 from regraft.predictor.network import Answering
 from regraft.predictor.predict import Predictor
@@ -32,8 +33,7 @@ class Portable(nn.Module):
     def __init__(self, manifest: Manifest, network: Answering) -> None:
         super().__init__()
         # Not the Trunk around it: its no_grad would be written into a file as a step of its own.
-        self.body, self.classify = network.trunk.body, network.classify
-        self.answer = network.answer
+        self.body, self.classify = network.trunk.body, plain_head(network.classify)
         given = manifest.preprocessing
         self.resized = given.image_size != manifest.picture_size
         self.bgr, self.mirrored, self.temperature = given.channels == "bgr", manifest.mirrored, manifest.temperature
@@ -58,10 +58,56 @@ class Portable(nn.Module):
         if self.bgr:
             pixels = pixels.flip(1)
         inputs = pixels * self.scale + self.shift
-        logits = self.answer(self.body(inputs))
+        logits = self._logits(inputs)
         if self.mirrored:
-            logits = (logits + self.answer(self.body(inputs.flip(3)))) / 2
+            logits = (logits + self._logits(inputs.flip(3))) / 2
         return torch.softmax(logits / self.temperature, dim=1), logits
+
+    def _logits(self, inputs: Tensor) -> Tensor:
+        values = list(self.body(inputs).values())
+        return self.classify(values[0] if len(values) == 1 else torch.cat(values, dim=1))  # type: ignore[no-any-return]
+
+
+class _Cosines(nn.Module):
+    """`CosinePrototypes` and the first step of `NearestNeighbours`, without their look for NaN: a graph has no errors
+    to raise. reference: (m, d), of length 1."""
+
+    reference: Tensor
+
+    def __init__(self, reference: Tensor, scale: float) -> None:
+        super().__init__()
+        self.register_buffer("reference", reference)
+        self.scale = scale
+
+    def forward(self, features: Tensor) -> Tensor:  # (n, d) -> (n, m)
+        largest = features.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+        return self.scale * F.linear(F.normalize(features / largest, dim=1), self.reference)
+
+
+class _Votes(nn.Module):
+    """`NearestNeighbours` for any number of pictures: it counts in parts of a fixed number, and into a table of as many
+    rows as there are pictures, both of which a graph would hold as constants."""
+
+    shares: Tensor  # (m, k): row i is 1 at the class of training image i
+
+    def __init__(self, head: NearestNeighbours) -> None:
+        super().__init__()
+        self.similarity = _Cosines(head.features, 1.0)
+        self.neighbours, self.classes = min(head.neighbours, len(head.features)), head.classes
+        self.register_buffer("shares", F.one_hot(head.labels, head.classes).float())
+
+    def forward(self, features: Tensor) -> Tensor:  # (n, d) -> (n, k)
+        nearest, which = self.similarity(features).topk(self.neighbours, dim=1)
+        weights = (nearest / TEMPERATURE).softmax(dim=1)  # (n, neighbours)
+        votes = (weights[:, :, None] * self.shares[which]).sum(dim=1)
+        return torch.log((votes + LEAST_SHARE) / (1 + self.classes * LEAST_SHARE))
+
+
+def plain_head(classify: nn.Module) -> nn.Module:
+    """The same head without steps that no graph can hold; most are plain already."""
+    if isinstance(classify, CosinePrototypes):
+        return _Cosines(classify.prototypes, PROTOTYPE_SCALE)
+    return _Votes(classify) if isinstance(classify, NearestNeighbours) else classify
 
 
 def resizing(given: int, wanted: int, interpolation: str) -> Tensor:

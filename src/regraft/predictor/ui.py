@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import html
+import importlib
 import importlib.util
 import os
 import socket
@@ -37,6 +38,7 @@ from regraft.show.text import percent, printable
 HOST = "127.0.0.1"
 TOP = 5
 SHOWN_SIDE = 448  # pixels, of the picture with its map
+SHOWN_HEIGHT = 360  # pixels on the page
 SHOWN_ROWS = 500  # of the table; the file has all
 # The frontend is compiled JavaScript that builds functions and styles; what matters is that it loads from here alone.
 POLICY = (
@@ -80,7 +82,8 @@ def overlaid(picture: NDArray[np.uint8], heat: NDArray[np.float32], side: int = 
     colour = np.stack([np.interp(large, places, COLOURS[:, i]) for i in range(3)], axis=2)
     share = (0.65 * np.clip(large, 0, 1))[:, :, None]
     grey = base.mean(axis=2, keepdims=True)
-    return np.clip((1 - share) * (0.4 * base + 0.6 * grey) + share * colour, 0, 255).astype(np.uint8)
+    mixed: NDArray[np.float64] = (1 - share) * (0.4 * base + 0.6 * grey) + share * colour
+    return np.clip(mixed, 0, 255).astype(np.uint8)
 
 
 def the_only_predictor(folder: Path) -> Path:
@@ -94,8 +97,8 @@ def the_only_predictor(folder: Path) -> Path:
 
 
 def page(predictor: Predictor, name: str) -> Any:
-    """The page of a predictor, a `gradio.Blocks`.  name: what it is called there.  For `serve`, which sets Gradio up."""
-    import gradio as gr
+    """The page of a predictor, a `gradio.Blocks`.  name: what to call it.  For `serve`, which sets Gradio up."""
+    gr: Any = importlib.import_module("gradio")
 
     name = printable(name)
 
@@ -121,11 +124,19 @@ def page(predictor: Predictor, name: str) -> Any:
     with gr.Blocks(title=f"regraft: {name}", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
         gr.HTML(f"<h1>{html.escape(name)}</h1>{_about(predictor)}")
         with gr.Tab("One picture"), gr.Row():
-            picture = gr.Image(type="pil", image_mode=None, sources=["upload", "clipboard"], label="Picture")
+            # The usual buttons of a picture include one that uploads it to a public place; these do not.
+            keep = ["download", "fullscreen"]
+            picture = gr.Image(
+                type="pil", image_mode=None, sources=["upload", "clipboard"], label="Picture", height=SHOWN_HEIGHT,
+                buttons=keep,
+            )  # fmt: skip
             with gr.Column():
                 bars = gr.Label(num_top_classes=TOP, label="Classes")
                 caption = gr.HTML()
-            overlay = gr.Image(label="Where it was seen (Grad-CAM)", interactive=False, format="png")
+            overlay = gr.Image(
+                label="Where it was seen (Grad-CAM)", interactive=False, format="png", height=SHOWN_HEIGHT,
+                buttons=keep,
+            )  # fmt: skip
         with gr.Tab("A folder"):
             folder = gr.Textbox(label="Folder on this machine", placeholder="pictures/holiday")
             start = gr.Button("Answer", variant="primary")
@@ -134,9 +145,9 @@ def page(predictor: Predictor, name: str) -> Any:
                                  interactive=False, wrap=True)  # fmt: skip
             download = gr.File(label="All answers (CSV)")
         shown = [bars, overlay, caption]
-        picture.change(answer, picture, shown, api_name=False, show_progress="minimal")
+        picture.change(answer, picture, shown, api_visibility="private", show_progress="minimal")
         for event in (start.click, folder.submit):
-            event(answer_folder, folder, [table, download, told], api_name=False)
+            event(answer_folder, folder, [table, download, told], api_visibility="private")
     return blocks
 
 
