@@ -38,9 +38,19 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 __all__ = [
-    "Predictor", "RegraftClassifier", "Results", "Store", "Study", "__version__", "cut", "cut_points", "figure", "predictor_of", "run_study",
+    "Predictor",
+    "RegraftClassifier",
+    "Results",
+    "Store",
+    "Study",
+    "__version__",
+    "cut",
+    "cut_points",
+    "figure",
+    "predictor_of",
+    "run_study",
     "write_report",
-]  # fmt: skip
+]
 
 _HOME = {
     "Predictor": "regraft.predictor",
