@@ -1,6 +1,8 @@
-"""Writes the README's tables of results and of speed from recorded runs: `python docs/make_tables.py [--check]`.
+"""Writes the tables of results, speed, audits and advice in README.md and docs/results.md from recorded runs:
+`python docs/make_tables.py [--check]`.
 
-A recorded run is a `results.json` of `regraft run`, kept as `docs/records/NAME.json` without its large matrices:
+A recorded run is a `results.json` of `regraft run`, kept as `docs/records/NAME.json` without its large matrices, or
+what `regraft audit` or `regraft scores` print with `--json` (`science_tables.py`):
 `python docs/make_tables.py --record regraft-NAME/results.json`. No number is typed.
 """
 
@@ -11,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import science_tables
 from blocks import REPOSITORY, update
 
 from regraft.analysis.table import rows_table
@@ -241,6 +244,9 @@ def _lines(lines: Lines) -> str:
 def record(path: Path) -> None:
     """Keep a run's results for the README: all scores, curves and costs; not the confusion matrices."""
     content = json.loads(path.read_text("utf-8"))
+    if science_tables.is_science(content):
+        science_tables.record(content)
+        return
     for cell in content["cells"]:
         cell |= {"confusion": [], "class_names": []}
     name = content["study"]["study"]
@@ -252,10 +258,13 @@ def draw() -> None:
     chart = accuracy_by_cut(Results.from_json(RECORDS / "quickstart.json"))
     assert chart is not None
     save(chart, REPOSITORY / "docs" / "figures" / "quickstart.svg")
+    science_tables.draw()
 
 
 if __name__ == "__main__":
     if "--record" in sys.argv[1:]:
         record(Path(sys.argv[-1]))
         draw()
-    update({"README.md": {"results": results_block(), "speed": speed_block()}}, check="--check" in sys.argv[1:])
+    measured = {"results": results_block(), "speed": speed_block()}
+    science = {"audit": science_tables.audit_block(), "advice": science_tables.advice_block()}
+    update({"README.md": measured, "docs/results.md": {**measured, **science}}, check="--check" in sys.argv[1:])

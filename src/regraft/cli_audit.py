@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from regraft.cli_text import complete_study
+
 SHOWN = 20  # rows of a table in the terminal
 
 
@@ -19,7 +21,10 @@ def add_to(app: typer.Typer) -> None:
 
 
 def audit(
-    study: Annotated[str, typer.Argument(metavar="STUDY", help="a study file (YAML) or a preset's name")],
+    study: Annotated[
+        str,
+        typer.Argument(metavar="STUDY", help="a study file (YAML) or a preset's name", autocompletion=complete_study),
+    ],
     out: Annotated[Path | None, typer.Option(help="write a page with all tables and the closest pairs (HTML)")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON on standard output, for programs")] = False,
     store: Annotated[
@@ -28,16 +33,17 @@ def audit(
     offline: Annotated[bool, typer.Option("--offline", help="use only data and weights already here")] = False,
 ) -> None:
     """Look at a study's images: duplicates between training, validation and test images and those of sources, also
-    mirrored or changed a little; labels, empty and unreadable ones; and the results without the duplicated test images.
+    mirrored, cropped or stretched; labels, empty and unreadable ones; and results without the duplicated test images.
 
-    Nothing is computed anew: results are those that the store has.
+    What was found is kept in the store, and shown at once the next time; results are those that the store has.
     """
     from regraft.spec import Study
 
     chosen = Study.from_yaml(study)
     from regraft import cli_text
     from regraft.errors import StoreError
-    from regraft.show.audit import audit_dict, findings, tables, write_audit
+    from regraft.show.audit import audit_dict, findings, tables
+    from regraft.show.audit_page import write_audit
     from regraft.show.text import printable
     from regraft.study import audit as audits
     from regraft.study.results import read_results
@@ -46,7 +52,7 @@ def audit(
     shelf = Store(store) if store else default_store()
     with cli_text.share_bar(chosen.study) as advance:
         found = audits.audit(chosen, shelf, offline=offline, advance=advance)
-    without = audits.without_duplicates(read_results(chosen, shelf), found, shelf)
+    without = audits.without_duplicates(read_results(chosen, shelf), found)
     if out is not None:
         try:
             write_audit(found, without, out, command=shlex.join(["regraft", *sys.argv[1:]]))

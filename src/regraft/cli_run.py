@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from regraft.cli_text import show
-from regraft.errors import StoreError, StudyError
+from regraft.errors import RegraftError, StoreError, StudyError
 from regraft.show.progress import choose_display
 from regraft.spec import Study
 from regraft.study.events import Event, PlanReady, Report, StudyDone
@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # its server is needed with --watch only
     from regraft.show.watch import LiveView
 
 COMPLETE, INCOMPLETE, INTERRUPTED = 0, 3, 130  # 130 = 128 + SIGINT, as shells report it
+OWN_AUDIT_SECONDS = 10.0  # estimated; a longer one is left to `regraft audit`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,8 @@ def execute(study: Study, store: Store, wishes: Wishes) -> int:
                 typer.echo(f"\nStopped; what is finished is kept. Go on with: {_this_command()}", err=True)
                 return INTERRUPTED
             results = read_results(study, store)
+        if not results.missing:
+            _audit_if_small(study, store)
         write_files(results, wishes.out)
         _print_outcome(results, wishes)
         if page:
@@ -117,6 +120,21 @@ def _computed(study: Study, store: Store, wishes: Wishes, report: Report) -> Res
         report=report, device=wishes.device, threads=wishes.threads, offline=wishes.offline,
         backend=wishes.backend, mechanism=wishes.mechanism, precision=wishes.precision,
     )  # fmt: skip
+
+
+def _audit_if_small(study: Study, store: Store) -> None:
+    """Have the audit for the report, where it takes seconds; larger ones are `regraft audit`'s.
+
+    A stop or a failure here costs the report its audit, and nothing else."""
+    from regraft.study.audit import audit, audit_seconds_estimate, stored_audit
+
+    seconds = audit_seconds_estimate(study)
+    if seconds is None or seconds > OWN_AUDIT_SECONDS or stored_audit(study, store) is not None:
+        return
+    try:
+        audit(study, store, offline=True)
+    except (RegraftError, KeyboardInterrupt) as error:
+        typer.echo(f"Not audited: {error or 'stopped'}. Audit it with: regraft audit {study.study}", err=True)
 
 
 def make_folder(folder: Path) -> bool:

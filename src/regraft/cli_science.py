@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from regraft.cli_text import complete_study
+
+if TYPE_CHECKING:
+    from regraft.study.scores import ScoreRow
+
 By = StrEnum("By", ["cut", "source", "both"])
 BETWEEN: dict[By, Literal["cut", "source", "both"]] = {By.cut: "cut", By.source: "source", By.both: "both"}
-StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="a study file (YAML) or a preset's name")]
+StudyName = Annotated[
+    str,
+    typer.Argument(metavar="STUDY", help="a study file (YAML) or a preset's name", autocompletion=complete_study),
+]
 StoreFolder = Annotated[
     Path | None, typer.Option("--store", help="folder of the results store; default: the user's cache folder")
 ]
@@ -31,6 +40,7 @@ def scores(
     study: StudyName,
     by: Annotated[By, typer.Option(help="what is chosen between")] = By.cut,
     images: Annotated[int, typer.Option(min=50, help="training images looked at, at most")] = 2000,
+    out: Annotated[Path | None, typer.Option(help="file of the figures: .svg, .png, .pdf or .html")] = None,
     store: StoreFolder = None,
     device: Device = "auto",
     offline: Offline = False,
@@ -39,26 +49,51 @@ def scores(
     """Score the frozen rows of a study by their features alone (LogME, LEEP, H-score, a ridge probe, ...).
 
     Then say how well each score would have advised: regret and rank correlation against the measured accuracies, always
-    beside trivial baselines.
+    beside trivial baselines. Scores are kept in the store.
     """
     from regraft.spec import Study
 
     chosen = Study.from_yaml(study)
-    from regraft.analysis.adviser import adviser_table, table_lines
+    from regraft.analysis.adviser import ADVISER, adviser_table, table_lines
+    from regraft.show.text import printable
     from regraft.study.scores import scores_table
     from regraft.study.store import Store, default_store
 
     rows = scores_table(
         chosen, Store(store) if store else default_store(), device=device, offline=offline, images=images
     )
+    table = adviser_table(rows, BETWEEN[by])
+    if out is not None:
+        _draw(rows, BETWEEN[by], out)
     if as_json:
-        typer.echo(json.dumps([asdict(row) for row in rows], indent=2).replace("NaN", "null"))
+        told = {"study": chosen.study, "by": by.value, "adviser": ADVISER}
+        found = {**told, "rows": [asdict(row) for row in rows], "advice": [asdict(one) for one in table]}
+        typer.echo(json.dumps(_without_nan(found), indent=2, allow_nan=False))
         return
     for row in rows:
-        told = ", ".join(f"{name} {value:.4g}" for name, value in row.scores.items() if value == value)
-        typer.echo(f"{row.row} [seed {row.seed}]: {told}")
-    for line in ["", *table_lines(adviser_table(rows, BETWEEN[by]))]:
+        known = ", ".join(f"{name} {value:.4g}" for name, value in row.scores.items() if value == value)
+        typer.echo(printable(f"{row.row} [seed {row.seed}]: {known}"))
+    for line in ["", *table_lines(table)]:
         typer.echo(line)
+
+
+def _without_nan(value: Any) -> Any:
+    """For JSON, which has no NaN: null."""
+    if isinstance(value, dict):
+        return {name: _without_nan(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _draw(rows: list[ScoreRow], by: Literal["cut", "source", "both"], out: Path) -> None:
+    from regraft.errors import StudyError
+    from regraft.show.figures_save import save_figure
+    from regraft.show.figures_science import advice_page
+
+    if (chart := advice_page(rows, by)) is None:
+        raise StudyError(f"no group of scored rows has two {by}s to choose between, so there is nothing to draw")
+    save_figure(chart, out)
 
 
 def similarity(

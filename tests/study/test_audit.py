@@ -16,9 +16,10 @@ from typer.testing import CliRunner
 from regraft import cli_audit
 from regraft.data import load_dataset
 from regraft.errors import DataError
-from regraft.show.audit import audit_dict, audit_html, contact_sheet, findings, tables, write_audit
+from regraft.show.audit import audit_dict, audit_section, findings, section, tables
+from regraft.show.audit_page import audit_html, write_audit
 from regraft.spec import Study
-from regraft.study.audit import Audit, audit, without_duplicates
+from regraft.study.audit import Audit, audit, audit_key, stored_audit, without_duplicates
 from regraft.study.results import read_results
 from regraft.study.run import run_study
 from regraft.study.store import Store
@@ -104,7 +105,7 @@ def test_results_without_duplicates_are_those_of_the_other_test_images(
 ) -> None:
     study, store = scored
     results = read_results(study, store)
-    for cell, row in zip(results.cells, without_duplicates(results, audited, store), strict=True):
+    for cell, row in zip(results.cells, without_duplicates(results, audited), strict=True):
         (artifact,) = [a for a in map(store.read, store.keys()) if a.spec.get("fit") == cell.key]
         right = artifact.tensors()["correct"].bool().tolist()
         out = set(audited.flagged[cell.row, cell.seed].tolist())
@@ -162,17 +163,17 @@ def test_the_page_names_what_was_found_and_loads_nothing(
     audited: Audit, scored: tuple[Study, Store], tmp_path: Path
 ) -> None:
     study, store = scored
-    without = without_duplicates(read_results(study, store), audited, store)
+    without = without_duplicates(read_results(study, store), audited)
     page = write_audit(audited, without, tmp_path / "new" / "audit.html", command="regraft audit <b>").read_text()
     assert page == audit_html(audited, without, command="regraft audit <b>")
     assert "<script" not in page
     assert "http" not in page.replace("http-equiv", "")
     assert "&lt;b&gt;" in page
-    assert page.count("data:image/png;base64,") == 1
+    assert page.count("data:image/png;base64,") == 2 * 6
+    assert page.count("alt=") == 2 * 6
     for table in tables(audited, without):
         assert table.title in page
         assert all(len(row) == len(table.columns) for row in table.rows)
-    assert contact_sheet(audited).size[0] > 1000
     assert any("40 test images (" in sentence for sentence in findings(audited, without))
     assert any("among the training images" in sentence for sentence in findings(audited, without))
     told = json.loads(json.dumps(audit_dict(audited, without)))
@@ -192,6 +193,50 @@ def test_the_command_prints_tables_or_json_and_writes_the_page(scored: tuple[Stu
     assert (tmp_path / "page.html").is_file()
     printed = CliRunner().invoke(app, [*words[:3], "--json"])
     assert len(json.loads(printed.stdout)["pairs"]) == 6
+
+
+def test_an_audit_is_searched_once_and_read_from_then_on(
+    audited: Audit, scored: tuple[Study, Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, store = scored
+    monkeypatch.setattr("regraft.study.audit_search.Search.found", None)  # whoever calls it fails
+    kept, again = stored_audit(read_results(study, store)), audit(study, store)
+    assert kept is not None
+    for found in (kept, again):
+        assert (found.sets, found.pairs, found.crossings) == (audited.sets, audited.pairs, audited.crossings)
+        assert found.pictures == audited.pictures
+        assert {cell: list(at) for cell, at in found.flagged.items()} == {
+            cell: list(at) for cell, at in audited.flagged.items()
+        }
+
+
+def test_names_play_no_part_in_what_an_audit_is_kept_under(pictures: Path, scored: tuple[Study, Store]) -> None:
+    store = scored[1]
+    other = study_of(pictures).model_dump(mode="json", exclude_defaults=True)
+    other["study"] = "renamed"
+    other["targets"] = {"dawn": other["targets"]["sky"]}
+    other["rows"] = [{**other["rows"][0], "name": "other", "target": "dawn"}]
+    found = stored_audit(Study.from_dict(other), store)
+    assert found is not None
+    assert {crossing.target for crossing in found.crossings} == {"dawn"}
+    assert set(found.flagged) == {("other", 0), ("other", 1)}
+    key = audit_key(study_of(pictures), store)
+    assert key == audit_key(Study.from_dict(other), store)
+    for changed in ({"per_class": 20}, {"validation": 0.3}, {"test_images": 10}):
+        assert audit_key(study_of(pictures, **changed), store) != key
+
+
+def test_what_a_report_shows_is_there_once_the_audit_is_kept(
+    audited: Audit, scored: tuple[Study, Store], tmp_path: Path
+) -> None:
+    study, store = scored
+    results = read_results(study, store)
+    shown = audit_section(results)
+    assert shown is not None
+    assert shown == section(audited, without_duplicates(results, audited))
+    assert len(shown.closest) == len(audited.pictures) == 6
+    assert all(one.first.startswith("data:image/png;base64,") and all(one.alt) for one in shown.closest)
+    assert audit_section(read_results(study, Store(tmp_path / "empty"))) is None
 
 
 def test_images_that_were_learned_from_without_their_labels_count(pictures: Path, tmp_path: Path) -> None:

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import typer
+from typer.testing import CliRunner
 
-from regraft.analysis.adviser import adviser_table
+from regraft import cli_science
+from regraft.analysis.adviser import advised_beside_measured, adviser_table
+from regraft.learn import score_names, transferability
 from regraft.learn.transferability import feature_scores
+from regraft.show.figures_base import svg
+from regraft.show.figures_save import save_figure
+from regraft.show.figures_science import advice_figure, advice_page, regret_figure
 from regraft.spec import Study
+from regraft.study.audit import audit
 from regraft.study.bench import Bench, Setting
 from regraft.study.features import read_features
+from regraft.study.keys import Keys
 from regraft.study.plan import plan
 from regraft.study.results import Results
 from regraft.study.run import run_study
-from regraft.study.scores import ScoreRow, scores_table
+from regraft.study.scores import ScoreRow, score_keys, scores_table, stored_scores
 from regraft.study.store import Store
 from tests.study.conftest import TINY
 
@@ -111,7 +124,7 @@ def test_scores_are_known_before_any_head_and_without_any_test_image(
     random = study_of(grid={"source": "random", "cut": CUTS, "method": "frozen", "target": "few", "recipe": "ridge"})
     before = table(fresh, random)
     stages = {(a.spec["stage"], a.spec.get("split", "")) for a in map(fresh.read, fresh.keys())}
-    assert stages == {("features", "train")}
+    assert stages == {("features", "train"), ("transferability", "")}
     assert all(row.accuracy is None and math.isnan(row.scores["validation"]) for row in before)
     after = {(row.row, row.seed): row for row in table(store)}
     for row in before:
@@ -161,6 +174,96 @@ def test_the_adviser_is_judged_on_these_rows(results: Results, store: Store) -> 
 
 
 def test_features_of_training_parts_are_all_there_after_a_run(results: Results, store: Store) -> None:
-    before = len(store.keys())
-    table(store, answers=False)
-    assert len(store.keys()) == before
+    def features() -> int:
+        return sum(store.read(key).spec["stage"] == "features" for key in store.keys())
+
+    before = features()
+    table(store, answers=False, images=30)
+    assert features() == before
+
+
+def test_scores_are_computed_once_and_read_from_then_on(
+    results: Results, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = table(store)
+    monkeypatch.setattr("regraft.study.scoring.obtain_scores", None)  # whoever calls it fails
+    kept = stored_scores(results)
+    assert kept is not None
+    for again in (table(store), kept):
+        assert repr(again) == repr(first)  # NaN is equal to nothing
+    assert stored_scores(results, images=40) is None
+    assert stored_scores(replace(results, store=None)) is None
+    keys = score_keys(Keys(plan(study_of()), store, offline=True))
+    assert len({key for key in keys if store.has(key)} & set(store.keys())) >= len(first)
+
+
+def test_rows_that_differ_in_their_head_alone_share_their_scores(results: Results, store: Store) -> None:
+    count = len(store.keys())
+    heads = study_of(grid={
+        "source": ["trained", "random"], "cut": CUTS, "method": "frozen", "target": "few", "head": "prototype",
+    })  # fmt: skip
+    scores = {(row.source, row.cut, row.seed): row.scores["LogME"] for row in table(store)}
+    assert {(row.source, row.cut, row.seed): row.scores["LogME"] for row in table(store, heads)} == scores
+    assert len(store.keys()) == count
+
+
+def test_the_names_of_scores_are_those_of_the_functions_that_compute_them() -> None:
+    names = ("LOGME", "H_SCORE", "TRANSRATE", "LEEP", "NCE", "PROBE")
+    assert [getattr(score_names, name) for name in names] == [getattr(transferability, name) for name in names]
+
+
+def test_figures_of_advice_are_drawn_from_stored_scores(results: Results, store: Store, tmp_path: Path) -> None:
+    rows = table(store)
+    advice, regret = advice_figure(results), regret_figure(results)
+    assert advice is not None
+    assert regret is not None
+    told = advised_beside_measured(rows)
+    assert {(one.target, one.candidate) for one in told} == {("few", cut) for cut in {row.cut for row in rows}}
+    for of_source in ("random", "trained"):
+        group = [one for one in told if one.among.startswith(of_source)]
+        assert len(group) == len(CUTS)
+        assert sum(one.picks for one in group) >= 2  # one or more in each of two seeds
+    assert "(any candidate)" in svg(regret)
+    page = advice_page(rows)
+    assert page is not None
+    assert save_figure(page, tmp_path / "advice.html").stat().st_size > 1000
+    assert advice_figure(replace(results, store=Store(tmp_path / "empty"))) is None
+
+
+def test_the_command_prints_scores_and_advice_and_draws_them(results: Results, store: Store, tmp_path: Path) -> None:
+    app = typer.Typer()
+    cli_science.add_to(app)
+    file = tmp_path / "study.yaml"
+    file.write_text(study_of().to_yaml())
+    words = ["scores", str(file), "--store", str(store.root), "--offline", "--device", "cpu"]
+    shown = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "advice.svg")])
+    assert shown.exit_code == 0, shown.output
+    assert "regret, points" in shown.output
+    assert (tmp_path / "advice.svg").read_text().startswith("<svg")
+    told = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
+    assert len(told["rows"]) == len(table(store))
+    assert {one["score"] for one in told["advice"]} == {one.score for one in adviser_table(table(store))}
+
+
+@pytest.mark.slow
+def test_what_is_stored_of_scores_and_audits_is_shown_without_torch(
+    results: Results, store: Store, tmp_path: Path
+) -> None:
+    table(store)
+    file = tmp_path / "study.yaml"
+    file.write_text(study_of().to_yaml())
+    code = f"""
+import sys
+from regraft.show.audit import audit_section
+from regraft.show.figures_science import advice_figure
+from regraft.spec import Study
+from regraft.study.results import read_results
+from regraft.study.store import Store
+results = read_results(Study.from_yaml({str(file)!r}), Store({str(store.root)!r}))
+assert advice_figure(results) is not None
+assert (audit_section(results) is not None) == {{audited}}
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code.format(audited=False)], check=True)
+    audit(study_of(), store, threads=1)
+    subprocess.run([sys.executable, "-c", code.format(audited=True)], check=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from regraft import cli
+from regraft import cli, cli_text
 from regraft.spec import Study, presets
 
 HEAVY = ("torch", "torchvision", "timm", "sklearn", "scipy", "altair", "numpy", "PIL")
@@ -124,7 +124,7 @@ def test_completion_offers_presets_and_study_files(tmp_path: Path, monkeypatch: 
     (tmp_path / "cats.yaml").touch()
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "dogs.yml").touch()
-    complete = cli._complete_study
+    complete = cli_text.complete_study
     assert complete("") == sorted([*presets(), "cats.yaml"])
     assert complete("qui") == ["quickstart"]
     assert complete("sub/") == ["sub/dogs.yml"]

@@ -132,3 +132,50 @@ def test_every_contender_trains_in_every_round(tmp_path: Path, monkeypatch: pyte
         ratios = [a / b for a, b in zip(speeds["regraft"], row["values"], strict=True)]
         assert row["ratio"]["values"] == pytest.approx(ratios, rel=1e-2)
     assert sys.modules["before"].ENVIRONMENT is benchmark.ENVIRONMENT
+
+
+def test_an_audit_is_recorded_by_its_counts_alone(tables: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    science = import_module("science_tables")
+    monkeypatch.setattr(science, "RECORDS", tmp_path / "science")
+    threshold = {"correlation": 0.7, "by_chance": 1e-4, "images": 150, "other_class": 1}
+    place = {"data": "cats", "size": 32, "split": "test", "position": 7}
+    one = {"data": "cats", "image_size": 32, "threshold": threshold, "images": {"train": 900, "test": 80},
+           "classes": {"train": {"tabby": 900}}, "constant": [place], "unreadable": []}  # fmt: skip
+    pair = {"first": place, "second": place, "exact": True, "mirrored": False, "labels_differ": False}
+    crossings = [
+        {"target": "all", "seed": seed, "part": "test", "other": "training", "images": n, "of": 80, "share": n / 80}
+        for seed, n in ((0, 4), (1, 8))
+    ]
+    ran = {"machine": "Linux", "versions": {"torch": "2"}, "created": "2026-11-24T10:00:00Z", "seconds": 3.2}
+    printed = {
+        "study": "felines", "findings": ["x"], "sets": [one], "crossings": crossings, "pairs": [pair],
+        "without_duplicates": [], "record": ran,
+    }  # fmt: skip
+    (tmp_path / "printed.json").write_text(json.dumps(printed))
+    tables.record(tmp_path / "printed.json")
+    kept = json.loads((tmp_path / "science" / "audit-felines.json").read_text())
+    assert (kept["command"], kept["record"]) == ("regraft audit felines --json", ran)
+    assert kept["pairs"] == {"all": 1, "same_bytes": 1, "mirrored": 0, "labels_differ": 0}
+    assert "classes" not in kept["sets"][0]
+    block = science.audit_block()
+    assert "| all | test | training | 4, 8 | 80 | 7.50 % |" in block
+    assert "1 of 150" in block
+
+
+def test_recorded_scores_give_the_table_that_the_command_printed(
+    tables: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    science = import_module("science_tables")
+    monkeypatch.setattr(science, "RECORDS", tmp_path)
+    rows = [
+        {"row": f"{cut} {seed}", "seed": seed, "source": "net", "cut": cut, "target": "few", "head": "linear",
+         "optimizer": "ridge", "images": 50, "accuracy": accuracy - seed / 50,
+         "scores": {"LogME": accuracy, "LEEP": None, "depth": depth, "ridge probe": -accuracy}}
+        for cut, depth, accuracy in (("a", 0.2, 0.5), ("b", 0.6, 0.7), ("c", 0.9, 0.6))
+        for seed in (0, 1)
+    ]  # fmt: skip
+    (tmp_path / "printed.json").write_text(json.dumps({"study": "x", "by": "cut", "rows": rows, "advice": []}))
+    tables.record(tmp_path / "printed.json")
+    lines = lines_of(science.advice_block(), "x")
+    assert [line[0] for line in lines[1:]] == ["LogME", "depth", "(any candidate)", "ridge probe"]
+    assert [line[2].split()[0] for line in lines[1:]] == ["0.0", "10.0", "10.0", "20.0"]

@@ -19,11 +19,12 @@ from typing import Literal, NamedTuple
 
 from regraft.analysis.stats import Difference, paired_difference, t_interval
 from regraft.errors import UnknownName, nearest
-from regraft.learn.transferability import PROBE
+from regraft.learn.score_names import LOGME, PROBE
 from regraft.study.scores import DEPTH, SIZE, VALIDATION, WIDTH, ScoreRow
 
 AT_RANDOM, ELSEWHERE = "(any candidate)", "(best on other targets)"
 TRIVIAL = (DEPTH, SIZE, WIDTH, PROBE, VALIDATION, AT_RANDOM, ELSEWHERE)
+ADVISER = LOGME  # whose advice is taken; the table says what that is worth
 By = Literal["cut", "source", "both"]
 
 
@@ -131,8 +132,48 @@ def adviser_table(rows: Sequence[ScoreRow], by: By = "cut") -> list[Judgement]:
     return judged(scores, accuracies)
 
 
-def table_lines(table: Sequence[Judgement]) -> list[str]:
-    """The table as lines of plain text, its heading first; regret in points (hundredths of the test images)."""
+@dataclass(frozen=True)
+class Advised:
+    """A candidate of a group, mean over seeds."""
+
+    target: str
+    among: str  # what the group's candidates have in common
+    candidate: str
+    depth: float
+    score: float
+    accuracy: float  # measured, fraction of the test images
+    picks: int  # seeds in which the score advises it
+    best: int  # seeds in which it is the measured best
+    seeds: int
+
+
+def advised_beside_measured(rows: Sequence[ScoreRow], score: str = ADVISER, by: By = "cut") -> list[Advised]:
+    """Every candidate that has the score and a measured accuracy in every seed of its group; groups of two or more."""
+    values: dict[Group, dict[str, tuple[float, float, float]]] = {}  # candidate -> score, accuracy, depth
+    for row in _deepest(rows) if by == "source" else rows:
+        if row.accuracy is None or math.isnan(row.scores.get(score, math.nan)):
+            continue
+        choice = _choice(row, by)
+        known = values.setdefault(_group(choice), {})
+        known.setdefault(choice.candidate, (row.scores[score], row.accuracy, row.scores[DEPTH]))
+    groups: dict[tuple[str, str], list[dict[str, tuple[float, float, float]]]] = {}
+    for (target, _, among), of_seed in values.items():
+        groups.setdefault((target, among), []).append(of_seed)
+    found = []
+    for (target, among), seeds in groups.items():
+        names = [name for name in seeds[0] if all(name in of_seed for of_seed in seeds)]
+        if len(names) < 2:
+            continue
+        tops = [[{n for n in names if s[n][i] == max(s[m][i] for m in names)} for i in (0, 1)] for s in seeds]
+        for name in names:
+            score_mean, accuracy, depth = (fmean(of_seed[name][i] for of_seed in seeds) for i in (0, 1, 2))
+            picks, best = (sum(name in top[i] for top in tops) for i in (0, 1))
+            found.append(Advised(target, among, name, depth, score_mean, accuracy, picks, best, len(seeds)))
+    return found
+
+
+def table_cells(table: Sequence[Judgement]) -> list[list[str]]:
+    """The table as text, its heading first; regret in points (hundredths of the test images)."""
     cells = [
         ["score", "", "regret, points", f"less {PROBE}'s", "Kendall", "weighted", "best advised", "groups", "seeds"]
     ]
@@ -142,6 +183,12 @@ def table_lines(table: Sequence[Judgement]) -> list[str]:
         margin = "–" if gap is None else f"{100 * gap.mean:+.1f} [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"
         counts = f"{100 * one.hits:.0f} %", str(one.groups), str(one.regret.seeds)
         cells.append([one.score, "trivial" * one.trivial, one.regret.text(100, 1), margin, *taus, *counts])
+    return cells
+
+
+def table_lines(table: Sequence[Judgement]) -> list[str]:
+    """The same as lines of plain text."""
+    cells = table_cells(table)
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from regraft.learn.score_names import H_SCORE, LEEP, LOGME, NCE, PROBE, TRANSRATE
 from regraft.learn.solve import Scaling, centring_of, chunks, products_of_images, scaling_of, with_float64
 
 # Relative to the largest eigenvalue. Along directions of less the images differ by rounding errors only.
@@ -24,8 +25,6 @@ LOGME_STEPS = 100  # at most; a handful suffices but where the maximum lies at 0
 LOGME_TOLERANCE = 1e-4  # relative, of the ratio: the evidence is flat where it is largest
 DISTORTION = 1e-4  # TransRate's epsilon, as in Huang et al.'s listing
 PENALTIES = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)  # of the ridge probe
-
-LOGME, H_SCORE, TRANSRATE, LEEP, NCE, PROBE = "LogME", "H-score", "TransRate", "LEEP", "NCE", "ridge probe"
 
 
 @dataclass(frozen=True)

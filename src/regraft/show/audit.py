@@ -1,34 +1,17 @@
-"""The audit of a study's images as tables, sentences, a contact sheet of the closest pairs, and one HTML page.
-
-Safety: names come from studies and folders, so the template escapes everything; the page runs no script and loads
-nothing.
-"""
+"""The audit of a study's images as sentences, tables, and the closest pairs: for a terminal, a page, and the report."""
 
 from __future__ import annotations
 
 import base64
-import io
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata, resources
-from pathlib import Path
 from typing import Any
 
-import jinja2
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
-
-from regraft.show.text import percent, printable
-from regraft.study.audit import Audit, Crossing, Pair, Without
+from regraft.show.text import percent
+from regraft.study.audit import Audit, Crossing, Pair, Place, Without, stored_audit, without_duplicates
+from regraft.study.results import Results
 
 SHOWN_ROWS = 100  # of a table of pairs or images
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
-# The contact sheet, in pixels
-PICTURE, INSIDE, BETWEEN, LABEL = 96, 2, 14, 18
-IN_A_ROW = 5  # pairs
-PAPER, INK = (246, 247, 249), (27, 30, 36)
 
 
 @dataclass(frozen=True)
@@ -40,6 +23,56 @@ class TableOf:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     numbers: tuple[str, ...] = ()  # columns that are aligned right
+
+
+@dataclass(frozen=True)
+class Thumbnails:
+    """The two pictures of a pair. Pictures are data: addresses of PNG files."""
+
+    first: str
+    second: str
+    caption: str
+    alt: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class AuditSection:
+    """What a report shows of an audit: plain data for a template, which has to escape it."""
+
+    sentences: tuple[str, ...]  # the worst first
+    tables: tuple[TableOf, ...]
+    closest: tuple[Thumbnails, ...]  # numbered as in the table of pairs
+
+
+def audit_section(results: Results) -> AuditSection | None:
+    """The audit that the store has of these results' study; None if it has none, or the results know no store.
+    Needs no torch."""
+    found = None if results.store is None else stored_audit(results)
+    return None if found is None else section(found, without_duplicates(results, found))
+
+
+def section(audit: Audit, without: Sequence[Without]) -> AuditSection:
+    """All that is shown of an audit."""
+    return AuditSection(tuple(findings(audit, without)), tuple(tables(audit, without)), tuple(_closest(audit)))
+
+
+def _closest(audit: Audit) -> Iterator[Thumbnails]:
+    for number, (pair, pictures) in enumerate(zip(audit.pairs, audit.pictures, strict=False), 1):
+        first, second = (f"data:image/png;base64,{base64.b64encode(png).decode()}" for png in pictures)
+        places = [
+            f"{place}, {label or 'class not told'}" for place, label in zip(_ends(pair), pair.labels, strict=True)
+        ]
+        yield Thumbnails(first, second, f"{number}: {how_alike(pair)}", (places[0], places[1]))
+
+
+def _ends(pair: Pair) -> tuple[Place, Place]:
+    return pair.first, pair.second
+
+
+def how_alike(pair: Pair) -> str:
+    """'0.9312, mirrored'"""
+    words = [word for word, so in (("same bytes", pair.exact), ("mirrored", pair.mirrored)) if so]
+    return ", ".join([f"{pair.correlation:.4f}", *words])
 
 
 def findings(audit: Audit, without: Sequence[Without]) -> list[str]:
@@ -192,36 +225,13 @@ def _odd(audit: Audit) -> TableOf:
 def _methods(audit: Audit) -> TableOf:
     rows = tuple((found.data, f"{found.image_size} px", found.threshold.text) for found in audit.sets)
     caption = (
-        "Nearest neighbours in 8 x 8 pixels of normalised contrast, then the correlation of the pictures at shifts of "
-        "up to 2 pixels, also mirrored. The threshold is where pictures that are not the same come by chance once in "
-        "10,000, judged by how alike pictures of the data set are, of other classes and of their own."
+        "Nearest neighbours by edges and colours, also mirrored; then the correlation of the pictures' detail, one "
+        "laid over the other: shifted, cropped and stretched to be most like it. The threshold is where pictures that "
+        "are not the same come by chance once in 10,000, judged by how alike pictures of the data set are, of other "
+        "classes and of their own."
     )
     return TableOf("From which correlation on two pictures are called the same", caption,
                    ("data", "images", "correlation"), rows)  # fmt: skip
-
-
-def contact_sheet(audit: Audit) -> Image.Image:
-    """The closest pairs side by side, numbered as in the table of pairs. Raises ValueError if there are none."""
-    if not audit.pictures:
-        raise ValueError("no pair was found, so there is nothing to show")
-    across = min(IN_A_ROW, len(audit.pictures))
-    down = -(-len(audit.pictures) // IN_A_ROW)
-    wide, high = 2 * PICTURE + INSIDE + BETWEEN, PICTURE + LABEL + BETWEEN
-    sheet = Image.new("RGB", (across * wide + BETWEEN, down * high + BETWEEN), PAPER)
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default()
-    for i, pictures in enumerate(audit.pictures):
-        left, top = BETWEEN + i % IN_A_ROW * wide, BETWEEN + i // IN_A_ROW * high
-        draw.text((left, top), f"{i + 1}", fill=INK, font=font)
-        for side, picture in enumerate(pictures):
-            sheet.paste(_enlarged(picture), (left + side * (PICTURE + INSIDE), top + LABEL))
-    return sheet
-
-
-def _enlarged(picture: NDArray[np.uint8]) -> Image.Image:
-    """(h, w, c) uint8 -> PICTURE x PICTURE. Small ones keep their pixels visible."""
-    image = Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture).convert("RGB")
-    small = picture.shape[0] <= PICTURE
-    return image.resize((PICTURE, PICTURE), Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS)
 
 
 def audit_dict(audit: Audit, without: Sequence[Without]) -> dict[str, Any]:
@@ -238,32 +248,5 @@ def audit_dict(audit: Audit, without: Sequence[Without]) -> dict[str, Any]:
         ],
         "unavailable": audit.unavailable,
         "unseen": list(audit.unseen),
+        "record": audit.record,
     }
-
-
-def audit_html(audit: Audit, without: Sequence[Without], *, command: str = "") -> str:
-    """The page."""
-    template = resources.files("regraft.show").joinpath("templates/audit.html").read_text("utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        finalize=lambda value: printable(value) if type(value) is str else value,  # Markup is not
-    )  # fmt: skip
-    sheet = ""
-    if audit.pictures:
-        png = io.BytesIO()
-        contact_sheet(audit).save(png, "PNG", optimize=True)
-        sheet = "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
-    return environment.from_string(template).render(
-        policy=POLICY, study=audit.study.study, findings=findings(audit, without), tables=tables(audit, without),
-        sheet=sheet, shown=len(audit.pictures), command=command, version=metadata.version("regraft"),
-    )  # fmt: skip
-
-
-def write_audit(audit: Audit, without: Sequence[Without], path: str | Path, *, command: str = "") -> Path:
-    """Write the page to `path`, whole or not at all; returns the path."""
-    file = Path(path)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
-    unfinished.write_text(audit_html(audit, without, command=command), "utf-8")
-    unfinished.replace(file)
-    return file

@@ -16,6 +16,7 @@ from regraft.analysis.table import TableRow, rows_table
 from regraft.show.figures_base import BLUE, GREEN, GREY, OCHRE, PURPLE, VERMILLION, Entries
 from regraft.show.text import printable
 from regraft.spec import Row, Study
+from regraft.spec.sweeps import swept_from
 from regraft.study.results import Results
 
 TRAINED_COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, OCHRE)
@@ -48,7 +49,8 @@ def arms(results: Results) -> dict[str, Arm]:
     for row in rows:
         arm = told[row.name]
         if arm.way in ambiguous:
-            arm = Arm(arm.source, printable(f"{arm.way}, {'/'.join(said[row.name].recipe)}", WAY_LIMIT))
+            recipes = dict.fromkeys(map(swept_from, said[row.name].recipe))
+            arm = Arm(arm.source, printable(f"{arm.way}, {'/'.join(recipes)}", WAY_LIMIT))
         if (arm, row.cut, row.target) in taken:  # rows that differ in their name alone, as far as a figure can say
             arm = Arm(arm.source, printable(row.name, WAY_LIMIT))
         taken.add((arm, row.cut, row.target))

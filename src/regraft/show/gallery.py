@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable
 
 from regraft.errors import StudyError, UnknownName, nearest
-from regraft.show import figures, figures_transfer
+from regraft.show import figures, figures_science, figures_transfer
 from regraft.show.figures_base import Chart
 from regraft.show.figures_classes import class_accuracies, confusion
 from regraft.show.figures_compare import accuracy_by_cost, differences, worth_by_row
@@ -31,6 +31,8 @@ FIGURES: dict[str, Callable[[Results], Chart | None]] = {
     "cost": accuracy_by_cost,
     "transfer": figures_transfer.lost_by_cut,
     "mixing": figures_transfer.mixing_curve,
+    "advice": figures_science.advice_figure,
+    "regret": figures_science.regret_figure,
 }
 # What each shows, and what a study needs for it
 SHOWS = {
@@ -45,6 +47,8 @@ SHOWS = {
     "cost": "accuracy against seconds of training",
     "transfer": "what a cut costs: co-adaptation and specificity",
     "mixing": "weights mixed between the start and the end of fine-tuning",
+    "advice": "measured accuracy against the adviser's score",
+    "regret": "regret of every transferability score, beside rules without any",
 }
 NEEDS = {
     "rows": "a scored row",
@@ -58,6 +62,8 @@ NEEDS = {
     "cost": "a training whose seconds were recorded",
     "transfer": "frozen rows with a `rest` head, cut from a source of the target and from another one, with two seeds",
     "mixing": "a row with the method wise-ft",
+    "advice": "scores in the store: `regraft scores STUDY`",
+    "regret": "scores in the store: `regraft scores STUDY`",
 }
 
 

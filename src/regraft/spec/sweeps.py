@@ -6,8 +6,12 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
+from regraft.errors import StudyError
+
 SWEPT = ("lr", "weight_decay")
 MOST = 1000  # recipes out of one; a sweep has a handful
+MOST_IN_ALL = 10_000
+DEEPEST = 100  # lists in lists; a study has none
 
 
 def expand_sweeps(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -20,6 +24,8 @@ def expand_sweeps(data: Mapping[str, Any]) -> dict[str, Any]:
     names: dict[str, list[str]] = {}
     for name, recipe in recipes.items():
         expanded = _expand(name, recipe)
+        if len(written) + len(expanded) > MOST_IN_ALL:
+            raise StudyError(f"recipes: more than {MOST_IN_ALL:,} once their lists are written out; split the study")
         written |= expanded
         if list(expanded) != [name]:
             names[name] = list(expanded)
@@ -30,6 +36,14 @@ def expand_sweeps(data: Mapping[str, Any]) -> dict[str, Any]:
         if place in data:
             out[place] = _renamed(data[place], names)
     return out
+
+
+def swept_from(name: str) -> str:
+    """The name that a sweep had in the study file: 'ridge' of 'ridge weight_decay=0.1'; another name as it is."""
+    words = name.split(" ")
+    while len(words) > 1 and words[-1].startswith(tuple(f"{field}=" for field in SWEPT)):
+        words.pop()
+    return " ".join(words)
 
 
 def _expand(name: object, recipe: object) -> dict[Any, Any]:
@@ -58,11 +72,11 @@ def _short(value: float) -> str:
     return f"{value:g}" if float(f"{value:g}") == value else repr(value)
 
 
-def _renamed(rows: object, names: Mapping[str, list[str]]) -> object:
+def _renamed(rows: object, names: Mapping[str, list[str]], depth: int = 0) -> object:
     if isinstance(rows, Mapping):
         return {**rows, "recipe": _choices(rows["recipe"], names)} if "recipe" in rows else rows
-    if isinstance(rows, list | tuple):
-        return [_renamed(row, names) for row in rows]
+    if isinstance(rows, list | tuple) and depth < DEEPEST:
+        return [_renamed(row, names, depth + 1) for row in rows]
     return rows  # a Row made in Python names its recipes itself
 
 

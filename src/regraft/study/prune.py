@@ -11,10 +11,12 @@ from pathlib import Path
 
 from regraft.errors import Diverged, RegraftError, StoreError
 from regraft.spec import Run, Study
+from regraft.study.audit import audit_key
 from regraft.study.features import table_name, training_views
 from regraft.study.keys import Keys, NotTrained, cacheable
 from regraft.study.locks import Busy, held
 from regraft.study.plan import Cell, plan
+from regraft.study.scores import score_keys
 from regraft.study.store import Store
 
 LEFTOVER_SECONDS = 24 * 3600.0  # younger temporary files may belong to a process at work
@@ -58,7 +60,9 @@ def needed(study: Study, store: Store) -> set[str]:
         for sources in itertools.product(*_lineage(cell, keys)):
             settled = Keys([*sources, *runs], store, offline=True)
             found.update(*(_needed_by(run, settled) for run in runs))
-    return found
+    if (audited := audit_key(study, store)) is not None:
+        found.add(audited)
+    return found | score_keys(keys)
 
 
 def _kept(study: Study, store: Store) -> set[str]:

@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regraft.data import Dataset
-from regraft.data.duplicates import LARGEST, Pairs, Threshold, calibrate, contents, find_pairs, look_at
+from regraft.data.duplicates import Pairs, calibrate, contents, find_pairs
+from regraft.data.likeness import Threshold
+from regraft.data.sketches import LARGEST, look_at
+from regraft.study.audit_question import Positions, SetKey
 from regraft.study.presets import HANDED
 
-Positions = NDArray[np.int64]
-SetKey = tuple[str, int | None]  # name, and the side in pixels that pictures of any size are decoded to
 Part = tuple[SetKey, str, Positions]  # data set, split, positions in the whole split
 Used = Callable[[SetKey, str], Positions]  # those of a split that any run uses
 Began = Callable[[str], None]  # what is being done
