@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from regraft.networks import cut, cut_points
     from regraft.predictor import Predictor, predictor_of
+    from regraft.predictor.advise import Advice, advise
     from regraft.predictor.classifier import RegraftClassifier
     from regraft.show.notebook import figure
     from regraft.show.report import write_report
@@ -38,12 +39,14 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 __all__ = [
+    "Advice",
     "Predictor",
     "RegraftClassifier",
     "Results",
     "Store",
     "Study",
     "__version__",
+    "advise",
     "cut",
     "cut_points",
     "figure",
@@ -53,11 +56,13 @@ __all__ = [
 ]
 
 _HOME = {
+    "Advice": "regraft.predictor.advise",
     "Predictor": "regraft.predictor",
     "RegraftClassifier": "regraft.predictor.classifier",
     "Results": "regraft.study.results",
     "Store": "regraft.study.store",
     "Study": "regraft.spec",
+    "advise": "regraft.predictor.advise",
     "cut": "regraft.networks",
     "cut_points": "regraft.networks",
     "figure": "regraft.show.notebook",

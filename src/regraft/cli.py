@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from regraft import cli_audit, cli_data, cli_export, cli_predict, cli_science, cli_show
+from regraft import cli_advise, cli_audit, cli_data, cli_export, cli_predict, cli_science, cli_show
 from regraft.cli_text import complete_study
 from regraft.errors import RegraftError, StudyError
 
@@ -32,6 +32,7 @@ app = typer.Typer(
 data_app = typer.Typer(help="The image data sets: what there is, fetch one, look at one.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 cli_data.add_to(data_app)
+cli_advise.add_to(app)
 cli_audit.add_to(app)
 cli_science.add_to(app)
 cli_show.add_to(app)

@@ -20,7 +20,7 @@ from regraft.analysis.adviser import (
 )
 from regraft.analysis.stats import paired_difference, t_interval
 from regraft.errors import UnknownName
-from regraft.learn.transferability import PROBE
+from regraft.learn.score_names import PROBE
 from regraft.study.scores import ScoreRow
 
 CUTS = {"a": 0.5, "b": 0.7, "c": 0.8, "d": 0.6}

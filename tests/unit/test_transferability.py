@@ -16,9 +16,9 @@ from sklearn.linear_model import Ridge
 from torch import Tensor
 
 from regraft.errors import Diverged
+from regraft.learn.score_names import PROBE
 from regraft.learn.solve import scaling_of
 from regraft.learn.transferability import (
-    PROBE,
     answer_scores,
     feature_scores,
     h_score,

@@ -10,15 +10,17 @@ import gzip
 import io
 import lzma
 import pickle
+import pickletools
 import shutil
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +29,22 @@ from regraft.errors import DataDamaged
 
 MAX_BYTES = 64 * 2**30
 MAX_MEMBERS = 1_000_000
-READ_ERRORS = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError)
+LONGEST_PATH, LONGEST_PART = 1024, 255  # of a member's name, in bytes
+MAX_TRAILING_BYTES = 64 * 2**20
+MAX_HEADER_BYTES = 2**20  # of a tar's long names and extended headers, which its reader takes into memory whole
+HEADERS = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
+# OSError: damaged bz2, a file that may not be read. RuntimeError: zip of a newer kind, encrypted. ValueError: names
+# that are no text, places outside of the file.
+READ_ERRORS = (
+    tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError, struct.error, OSError,
+    RuntimeError, ValueError, OverflowError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -83,8 +100,12 @@ def extract(path: Path, into: Path, max_bytes: int = MAX_BYTES, max_members: int
     root = into.resolve()
     for member in members(path, max_bytes, max_members):
         target = root / member.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if not target.parent.resolve().is_relative_to(root):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            inside = target.parent.resolve().is_relative_to(root)
+        except (FileExistsError, NotADirectoryError):
+            raise DataDamaged(f"{path}: {member.name!r} lies in a file, not in a folder; not unpacked") from None
+        if not inside:
             raise DataDamaged(f"{path}: {member.name!r} leads outside the folder; not unpacked")
         with _damage_told(path), member.open() as source, target.open("xb") as sink:
             shutil.copyfileobj(source, sink, 2**20)
@@ -101,13 +122,28 @@ def _damage_told(path: Path) -> Iterator[None]:
 def _check_name(path: Path, name: str) -> None:
     parts = name.split("/")
     odd = any(ord(c) < 32 for c in name) or "\\" in name or ":" in name
+    encoded = name.encode("utf-8", "surrogatepass")
+    if len(encoded) > LONGEST_PATH or any(len(part) > LONGEST_PART for part in encoded.split(b"/")):
+        raise DataDamaged(f"{path}: the name {name[:40]!r}... is longer than file systems take; not unpacked")
     if odd or name.startswith("/") or ".." in parts or "" in parts:
         raise DataDamaged(f"{path}: the name {name!r} leads outside the folder or is not portable; not unpacked")
 
 
+class _BoundedInfo(tarfile.TarInfo):
+    """A tar's header whose size is checked before the reader moves by it or takes that much into memory."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        found = super().frombuf(buf, encoding, errors)
+        if found.size < 0 or (found.type in HEADERS and found.size > MAX_HEADER_BYTES):
+            raise tarfile.TarError(f"a header that states {found.size:,} bytes")
+        return found
+
+
 def _tar_members(path: Path) -> Iterator[Member | None]:
-    with tarfile.open(path, "r:*") as archive:
+    with tarfile.open(path, "r:*", tarinfo=_BoundedInfo) as archive:
         for item in archive:
+            archive.members = []  # type: ignore[attr-defined]  # else it keeps every header that it has read
             if item.isdir():
                 yield None
                 continue
@@ -121,6 +157,12 @@ def _tar_members(path: Path) -> Iterator[Member | None]:
                 return file
 
             yield Member(item.name.removeprefix("./"), item.size, opened)
+        # To the end, where the checksum of what was packed stands: a tar has none of its own files' bytes.
+        rest = archive.fileobj
+        for _ in range(MAX_TRAILING_BYTES // 2**20):
+            if rest is None or not rest.read(2**20):
+                return
+        raise tarfile.TarError(f"more than {MAX_TRAILING_BYTES:,} bytes after its end")
 
 
 def _zip_members(path: Path) -> Iterator[Member | None]:
@@ -163,12 +205,31 @@ def read_idx(data: bytes) -> NDArray[np.uint8]:
     return np.frombuffer(body, np.uint8).reshape(shape)
 
 
-class _ArrayToken:
+class _Allowed:
+    """Stands for a global of the pickle: calls a function of ours, and has no attribute that a pickle could set."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., object]) -> None:
+        self._function = function
+
+    def __call__(self, *arguments: object) -> object:
+        return self._function(*arguments)
+
+    def __setstate__(self, state: object) -> NoReturn:
+        raise DataDamaged("a pickle that changes what it was given; not read")
+
+
+def _array_token() -> NoReturn:
     """Stands for numpy.ndarray, so that a pickle cannot call it."""
+    raise DataDamaged("a pickle that makes an array in an unexpected way; not read")
+
+
+ARRAY = _Allowed(_array_token)
 
 
 def _empty_array(kind: object, shape: object, code: object) -> NDArray[np.uint8]:
-    if kind is not _ArrayToken or shape != (0,):
+    if kind is not ARRAY or shape != (0,):
         raise DataDamaged("a pickle that builds something other than a plain array; not read")
     return np.empty(0, np.uint8)
 
@@ -188,12 +249,13 @@ def _latin1(text: object, encoding: object) -> bytes:
 # The globals that occur in CIFAR's batches, under Python 2's and 3's and numpy 1's and 2's names. Each name
 # leads to a function of ours that builds an array of bytes and nothing else.
 CIFAR_GLOBALS: dict[tuple[str, str], Any] = {
-    ("numpy.core.multiarray", "_reconstruct"): _empty_array,
-    ("numpy._core.multiarray", "_reconstruct"): _empty_array,
-    ("numpy", "ndarray"): _ArrayToken,
-    ("numpy", "dtype"): _bytes_type,
-    ("_codecs", "encode"): _latin1,
+    ("numpy.core.multiarray", "_reconstruct"): _Allowed(_empty_array),
+    ("numpy._core.multiarray", "_reconstruct"): _Allowed(_empty_array),
+    ("numpy", "ndarray"): ARRAY,
+    ("numpy", "dtype"): _Allowed(_bytes_type),
+    ("_codecs", "encode"): _Allowed(_latin1),
 }
+MOST_TUPLES = 1000  # a batch has about ten; tuples nested a million deep overflow the interpreter's stack
 
 
 class _CifarUnpickler(pickle.Unpickler):
@@ -203,6 +265,18 @@ class _CifarUnpickler(pickle.Unpickler):
         return CIFAR_GLOBALS[module, name]
 
 
+def _check_operations(data: bytes) -> None:
+    """Before it is read: every text and array lies within `data` whatever length it states (pickletools compares), and
+    no place of the memo lies beyond it, for which the reader would make a table of that length."""
+    tuples = 0
+    for operation, argument, _ in pickletools.genops(data):
+        if "PUT" in operation.name and isinstance(argument, int) and argument > len(data):
+            raise DataDamaged(f"a pickle with a memo of {argument:,} entries; not read")
+        tuples += "TUPLE" in operation.name
+        if tuples > MOST_TUPLES:
+            raise DataDamaged(f"a pickle of more than {MOST_TUPLES:,} tuples; not read")
+
+
 def read_cifar_pickle(data: bytes) -> dict[str, Any]:
     """A batch or meta file of CIFAR's Python version: text keys; arrays of bytes, lists and texts as values.
 
@@ -210,6 +284,7 @@ def read_cifar_pickle(data: bytes) -> dict[str, Any]:
     everything but arrays of bytes refused. Raises DataDamaged.
     """
     try:
+        _check_operations(data)
         content = _CifarUnpickler(io.BytesIO(data), encoding="latin1").load()
     except DataDamaged:
         raise

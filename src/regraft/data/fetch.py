@@ -130,7 +130,12 @@ def _read_folder(known: Published, bundle: Bundle, folder: Path) -> Read:
         path = _present(folder, file)
         if path is None:
             raise DataDamaged(f"{folder} lacks {file}")
-        return _checked(known, bundle, path.name, path.read_bytes())
+        try:
+            if (held := path.stat().st_size) > MAX_UNPACKED_BYTES:
+                raise DataDamaged(f"{path} has {held:,} bytes; this is not the published file")
+            return _checked(known, bundle, path.name, path.read_bytes())
+        except OSError as error:
+            raise DataDamaged(f"{path} cannot be read: {error.strerror or error}") from None
 
     return read
 
@@ -162,8 +167,11 @@ def _check_digest(path: Path, expected: str | None) -> None:
     if expected is None:
         return
     kind, _, value = expected.partition(":")
-    with path.open("rb") as file:
-        got = hashlib.file_digest(file, lambda: hashlib.new(kind, usedforsecurity=False)).hexdigest()
+    try:
+        with path.open("rb") as file:
+            got = hashlib.file_digest(file, lambda: hashlib.new(kind, usedforsecurity=False)).hexdigest()
+    except OSError as error:
+        raise DataDamaged(f"{path} cannot be read: {error.strerror or error}") from None
     if got != value:
         raise DataDamaged(f"{path} is damaged or another version: {kind} {got}, expected {value}")
 

@@ -17,7 +17,7 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.lib.format import open_memmap
@@ -60,10 +60,7 @@ def list_folder(path: str | Path) -> Listing:
     paths have the smallest sha256. So it is the same on every machine, and a picture that is added later
     moves few others. Raises DataUnavailable without such a folder, StudyError for a folder of another form.
     """
-    root = Path(path).expanduser()
-    if not root.is_dir():
-        raise DataUnavailable(f"folder:{path}: there is no folder {root.absolute()}; give a folder of class folders")
-    root = root.resolve()
+    root = _root(path)
     try:
         folders = _part_folders(root)
         found = {part: _by_class(folder) for part, folder in folders.items()}
@@ -78,6 +75,18 @@ def list_folder(path: str | Path) -> Listing:
         for part, by_class in found.items()
     }
     return Listing(root, classes, parts)
+
+
+def _root(path: str | Path) -> Path:
+    try:
+        root = Path(path).expanduser()
+        if root.is_dir():
+            return root.resolve()
+    except RuntimeError as error:  # ~NAME of nobody
+        raise DataUnavailable(f"folder:{path}: {error}") from None
+    except OSError as error:  # a name longer than the system allows, a folder that may not be looked into
+        raise DataUnavailable(f"folder:{path}: cannot be read: {error.strerror}") from None
+    raise DataUnavailable(f"folder:{path}: there is no folder {root.absolute()}; give a folder of class folders")
 
 
 def _part_folders(root: Path) -> dict[str, Path]:
@@ -117,7 +126,7 @@ def _by_class(folder: Path) -> dict[str, list[Path]]:
 
 def _pictures(folder: Path) -> Iterator[Path]:
     """Files named like pictures, at any depth, sorted; links to folders can be circles: not followed."""
-    for parent, folders, files in os.walk(folder):
+    for parent, folders, files in os.walk(folder, onerror=_told):
         folders[:] = sorted(d for d in folders if not d.startswith("."))
         for name in sorted(files):
             file = Path(parent) / name
@@ -125,6 +134,11 @@ def _pictures(folder: Path) -> Iterator[Path]:
             # A broken link is kept, to be reported; a pipe or socket, which would block a reader, is not.
             if not hidden and (file.is_file() or not file.exists()):
                 yield file
+
+
+def _told(error: OSError) -> NoReturn:
+    """A folder that cannot be read would silently be a class of fewer pictures."""
+    raise error
 
 
 def _normal(name: str) -> str:
@@ -245,9 +259,10 @@ def _file_sha256(file: Path) -> str:
 def _read_index(file: Path) -> dict[str, list[Any]]:
     try:
         index = json.loads(file.read_text("utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}  # none yet, or cut off: the files are hashed again
-    return index if isinstance(index, dict) else {}
+    sound = isinstance(index, dict) and all(isinstance(e, list) and len(e) == 4 for e in index.values())
+    return index if sound else {}
 
 
 def decode_folder(

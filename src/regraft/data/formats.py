@@ -13,6 +13,9 @@ from PIL import Image
 
 from regraft.data.archive import read_cifar_pickle, read_idx
 from regraft.errors import DataDamaged
+from regraft.spec.text import shown
+
+MOST_CLASSES = 1_000_000
 
 Read = Callable[[str], bytes]  # name of a published file -> its content, checked against the published md5
 
@@ -50,13 +53,17 @@ def _from_batches(batches: list[dict[str, object]], key: str) -> Arrays:
     for batch in batches:
         data, names = batch.get("data"), batch.get(key)
         if not isinstance(data, np.ndarray) or data.ndim != 2 or data.shape[1] != 3072:
-            raise DataDamaged(f"a CIFAR batch without its (n, 3072) array; fields: {', '.join(batch)}")
-        if not isinstance(names, list) or len(names) != len(data) or not all(type(n) is int for n in names):
-            raise DataDamaged(f"a CIFAR batch without a list of {len(data)} {key}; fields: {', '.join(batch)}")
+            raise DataDamaged(f"a CIFAR batch without its (n, 3072) array; fields: {shown(list(batch), 200)}")
+        if not isinstance(names, list) or len(names) != len(data) or not all(map(_is_label, names)):
+            raise DataDamaged(f"a CIFAR batch without a list of {len(data)} {key}; fields: {shown(list(batch), 200)}")
         planes.append(data)
         labels.extend(names)
     images = np.concatenate(planes).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)  # planes -> (n, 32, 32, 3)
     return Arrays(np.ascontiguousarray(images), np.array(labels, np.int64))
+
+
+def _is_label(value: object) -> bool:
+    return type(value) is int and 0 <= value < MOST_CLASSES
 
 
 def read_mnist_files(read: Read) -> Content:
@@ -75,16 +82,28 @@ def _from_idx(read: Read, prefix: str) -> Arrays:
 def read_cifar10_mosaics(read: Read) -> Content:
     """The mirror's packing of CIFAR-10: PNGs with one image a row, labels as JSON lists."""
     train = [_mosaic(read(f"data_batch_{i}.png")) for i in range(1, 6)]
-    train_labels = np.array(json.loads(read("train_lables.json")), np.int64)
-    test_labels = np.array(json.loads(read("test_lables.json")), np.int64)
+    train_labels, test_labels = (_labels(read(f"{part}_lables.json")) for part in ("train", "test"))
     return Content(Arrays(np.concatenate(train), train_labels), Arrays(_mosaic(read("test_batch.png")), test_labels))
 
 
+def _labels(data: bytes) -> NDArray[np.int64]:
+    try:
+        values = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise DataDamaged(f"labels that are no JSON ({error})") from None
+    if not isinstance(values, list) or not all(map(_is_label, values)):
+        raise DataDamaged("labels that are no list of whole numbers")
+    return np.array(values, np.int64)
+
+
 def _mosaic(data: bytes) -> NDArray[np.uint8]:
-    with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
-        if picture.size != (1024, 10_000) or picture.mode != "RGB":
-            raise DataDamaged(f"a mosaic of {picture.size} {picture.mode} instead of (1024, 10000) RGB")
-        return np.asarray(picture).reshape(10_000, 32, 32, 3)
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
+            if picture.size != (1024, 10_000) or picture.mode != "RGB":
+                raise DataDamaged(f"a mosaic of {picture.size} {picture.mode} instead of (1024, 10000) RGB")
+            return np.asarray(picture).reshape(10_000, 32, 32, 3)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataDamaged(f"a mosaic that cannot be read ({error})") from None
 
 
 def read_digits() -> Content:

@@ -24,6 +24,7 @@ from regraft.data.home import new_folder
 from regraft.data.pictures import Unreadable, fit_square, in_threads
 from regraft.errors import DataDamaged, DataUnavailable
 
+MOST_CLASSES = 1_000_000
 MAX_DOWNLOAD_BYTES = 32 * 2**30
 _VGG = "https://www.robots.ox.ac.uk/~vgg/data/"
 _GTSRB = "https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370/"
@@ -157,9 +158,11 @@ def convert(
         "train": [_open(entry, root, arguments) for arguments in entry.train],
         "test": [_open(entry, root, entry.test)],
     }
-    classes = _class_names(parts)
+    classes = _class_names(name, parts)
     for part, readers in parts.items():
         n = sum(len(reader) for reader in readers)
+        if n == 0:
+            raise DataDamaged(f"{name}: no pictures in the {part} part of {root}; fetch it again")
         images = open_memmap(
             into / f"{part}_images.npy", mode="w+", dtype=np.uint8,
             shape=(n, image_size, image_size, entry.channels),
@@ -170,6 +173,8 @@ def convert(
             _read_all(name, reader, images[start : start + len(reader)], labels[start : start + len(reader)], report)
             start += len(reader)
         images.flush()
+        if not 0 <= labels.min() <= labels.max() < len(classes):
+            raise DataDamaged(f"{name}: {part} labels from {labels.min()} to {labels.max()} for {len(classes)} classes")
         np.save(into / f"{part}_labels.npy", labels)
     write_info(into, name=name, classes=classes, digest=None, origin=origin)
 
@@ -224,7 +229,13 @@ def _can_open(entry: TorchvisionSet, root: Path) -> bool:
 
 def _open(entry: TorchvisionSet, root: Path, arguments: dict[str, Any]) -> Reader:
     datasets = importlib.import_module("torchvision.datasets")
-    reader: Reader = getattr(datasets, entry.kind)(str(root), download=False, **arguments)
+    try:
+        reader: Reader = getattr(datasets, entry.kind)(str(root), download=False, **arguments)
+    except (RuntimeError, FileNotFoundError):
+        raise  # torchvision's "not found or corrupted"
+    except Exception as error:  # of damaged lists, tables and .mat files its readers raise errors of nearly every kind
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise DataDamaged(f"{root}: torchvision cannot read it as {entry.kind} ({what}); fetch it again") from None
     return reader
 
 
@@ -242,12 +253,14 @@ def _fetch(entry: TorchvisionSet, root: Path, report: Report | None) -> None:
                 path.unlink()
 
 
-def _class_names(parts: dict[str, list[Reader]]) -> tuple[str, ...]:
+def _class_names(name: str, parts: dict[str, list[Reader]]) -> tuple[str, ...]:
     """torchvision's names where it has them (a set's synonyms joined by "/"), else the labels as numbers."""
     names = getattr(parts["train"][0], "classes", None)
     if names:
-        return tuple(name if isinstance(name, str) else "/".join(name) for name in names)
+        return tuple(one if isinstance(one, str) else "/".join(one) for one in names)
     labels = [_label(reader, i) for reader in parts["train"] for i in range(len(reader))]
+    if not 0 <= max(labels, default=0) < MOST_CLASSES:
+        raise DataDamaged(f"{name}: a label of {max(labels):,}; this is not the published data set")
     return tuple(str(label) for label in range(max(labels) + 1))
 
 

@@ -21,6 +21,7 @@ from regraft.seeding import derive
 # He et al. 2015's ResNet-50: the stride of a stage sits in its first 1x1 convolution, as in the Keras
 # weights; torchvision moved it to the 3x3 convolution ("ResNet-50 v1.5").
 ORIGINAL_RESNET50 = "resnet50_v1"
+STEMS = ("imagenet", "cifar")
 CIFAR_STEM_PREFIXES = ("resnet", "resnext", "wide_resnet")
 AUXILIARY = (
     "googlenet",
@@ -125,6 +126,8 @@ def takes_cifar_stem(network: str) -> bool:
 
 
 def _construct(network: str, classes: int | None, stem: str, image_size: int | None) -> nn.Module:
+    if stem not in STEMS:
+        raise StudyError(f"there is no stem {stem[:80]!r}; there are {' and '.join(STEMS)}")
     library, name = family(network)
     options: dict[str, Any] = {} if classes is None else {"num_classes": classes}
     if library == "timm":

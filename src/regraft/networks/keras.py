@@ -33,7 +33,14 @@ def convert_resnet50(manifest: bytes, shard: Callable[[str], bytes]) -> dict[str
 
     Raises WeightsMismatch if the manifest does not describe that network.
     """
-    arrays = dict(_arrays(manifest, shard))
+    try:
+        return _converted(dict(_arrays(manifest, shard)))
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, RuntimeError) as error:
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise WeightsMismatch(f"the manifest does not describe Keras' ResNet-50 ({what})") from None
+
+
+def _converted(arrays: dict[str, Tensor]) -> dict[str, Tensor]:
     layers = {name.partition("/")[0] for name in arrays}
     state: dict[str, Tensor] = {}
     for layer in sorted(layers):
@@ -66,6 +73,8 @@ def _arrays(manifest: bytes, shard: Callable[[str], bytes]) -> Iterator[tuple[st
         for entry in group["weights"]:
             if entry["dtype"] != "float32" or "quantization" in entry:
                 raise WeightsMismatch(f"{entry['name']} is stored as {entry['dtype']}, not as plain float32")
+            if not all(type(side) is int and side > 0 for side in entry["shape"]):
+                raise WeightsMismatch(f"{entry['name']!r} has the shape {entry['shape']!r:.80}")
             count = math.prod(entry["shape"])
             values = np.frombuffer(content, "<f4", count, offset).reshape(entry["shape"])
             yield entry["name"], torch.from_numpy(values.astype(np.float32))

@@ -51,11 +51,12 @@ ELSEWHERE = {
 def path_of(place: Place) -> str:
     """("rows", 1, "name") -> rows[1].name"""
     said = [part for part in place if part != "[key]"]  # pydantic's mark for "the key itself"
-    text = "".join(f"[{part}]" if isinstance(part, int) else f".{_key(part)}" for part in said)
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{shown_key(part)}" for part in said)
     return text.lstrip(".") or "(top level)"
 
 
-def _key(part: str) -> str:
+def shown_key(part: str) -> str:
+    """A name as it stands, or quoted and shortened where it cannot be printed or is long."""
     return part if part.isprintable() and len(part) <= 80 else shown(part)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
-from regraft.spec.base import Model
+from regraft.spec.base import Model, as_number
 from regraft.spec.text import ClassName, Name, Text, shown
 from regraft.spec.tuning import USUAL, Method, Tuning, check_tuning
 
@@ -31,9 +31,10 @@ def _distinct(values: tuple[H, ...]) -> tuple[H, ...]:
 
 
 Distinct = AfterValidator(_distinct)
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Seed = Annotated[int, BeforeValidator(as_number), Field(ge=0, lt=2**32)]
 Seeds = Annotated[tuple[Seed, ...], BeforeValidator(_as_list), Field(min_length=1), Distinct]
 Names = Annotated[tuple[Name, ...], BeforeValidator(_as_list), Field(min_length=1), Distinct]
+Share = Annotated[float, BeforeValidator(as_number)]
 Choices = Annotated[tuple[Name, ...], BeforeValidator(_as_list), Distinct]
 
 
@@ -41,8 +42,8 @@ class Preprocessing(Model):
     """What a set of weights expects of an image: travels with the weights, so that it cannot be mismatched."""
 
     image_size: int = Field(ge=1, le=4096, description="side of the square input in pixels")
-    mean: tuple[float, float, float] = Field(description="per channel, in [0, 1] units, subtracted")
-    std: tuple[float, float, float] = Field(description="per channel, in [0, 1] units, divided by")
+    mean: tuple[Share, Share, Share] = Field(description="per channel, in [0, 1] units, subtracted")
+    std: tuple[Share, Share, Share] = Field(description="per channel, in [0, 1] units, divided by")
     channels: Literal["rgb", "bgr"] = Field(default="rgb", description="order the network expects")
     interpolation: Literal["bilinear", "bicubic"] = Field(default="bilinear", description="when images are resized")
 

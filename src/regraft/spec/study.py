@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from regraft.errors import StudyCycle, StudyError, UnknownName, nearest
 from regraft.spec.base import Model
-from regraft.spec.explain import explain
+from regraft.spec.explain import explain, shown_key
 from regraft.spec.models import UNTRAINED, Grid, Row, Seeds, Source, Target
 from regraft.spec.recipe import Recipe
 from regraft.spec.recipes import PRESETS
@@ -21,8 +21,13 @@ from regraft.spec.sweeps import expand_sweeps
 from regraft.spec.text import Name, Text, shown
 from regraft.spec.tuning import tuning_of
 
-MAX_FILE_BYTES = 4_000_000  # a study is written by hand; anything larger is not one
-MAX_ROWS = 200_000
+# A study is written by hand. What is larger than this is not one, and would take its reader more than a second or two.
+MAX_FILE_BYTES = 1_000_000
+MAX_NODES = 50_000  # values and keys of a file; rows written one by one have about ten each
+MOST_SIXTIETHS = 9  # of a number in base 60, 1:30:00: reading very many takes the square of their count
+MAX_ROWS = 20_000  # of all grids and rows together
+MAX_RUNS = 100_000  # rows x seeds x recipes
+MOST_NAMED = 500  # names among which the nearest is sought
 MAX_CHAIN = 50  # runs that a run may stand on; a study of repeated transfer has a handful
 
 
@@ -55,9 +60,8 @@ class Study(Model):
             super().__init__(**expand_sweeps(data))
         except ValidationError as error:
             raise explain(error, list(type(self).model_fields)) from None
+        _check_size(self)
         rows = self.all_rows()
-        if not rows:
-            raise StudyError(f"study {self.study!r} has no rows: add `rows:` or a `grid:`.")
         _check_names(self, rows)
         _check_cycles(self, rows)
 
@@ -92,10 +96,10 @@ class Study(Model):
         try:
             data = yaml.load(text, Loader=_Loader)
         except yaml.YAMLError as error:
-            raise StudyError(f"{where}: not valid YAML: {error}") from None
+            raise StudyError(f"{where}: not valid YAML: {_short(error)}") from None
         except (RecursionError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
             # What a tag's reader in PyYAML happens to raise: `!!timestamp x`, `!!bool x`, `!!int ""`.
-            raise StudyError(f"{where}: not readable as YAML: {error}") from None
+            raise StudyError(f"{where}: not readable as YAML: {_short(error)}") from None
         return cls.from_dict(data, where)
 
     def to_yaml(self) -> str:
@@ -103,13 +107,24 @@ class Study(Model):
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe, and stricter: a key given twice, an alias (the way to a YAML bomb) or a merge key is refused."""
+    """Safe, and stricter: a key given twice, an alias (the way to a YAML bomb), a merge key, or more than anybody
+    writes by hand is refused."""
+
+    nodes = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.events.AliasEvent):
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise yaml.YAMLError(f"line {mark.line + 1}: anchors and aliases are not used in study files")
+        self.nodes += 1
+        if self.nodes > MAX_NODES:
+            raise yaml.YAMLError(f"more than {MAX_NODES:,} values; use a grid, or split the study")
         return super().compose_node(parent, index)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        if node.tag == "tag:yaml.org,2002:int" and node.value.count(":") > MOST_SIXTIETHS:
+            raise ValueError(f"line {node.start_mark.line + 1}: a number of {len(node.value):,} characters")
+        return super().construct_object(node, deep=deep)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -118,7 +133,7 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.YAMLError(f"line {key.start_mark.line + 1}: merge keys (<<) are not used in study files")
             if isinstance(key, yaml.ScalarNode):
                 if key.value in seen:
-                    raise yaml.YAMLError(f"line {key.start_mark.line + 1}: key {key.value!r} is given twice")
+                    raise yaml.YAMLError(f"line {key.start_mark.line + 1}: key {shown(key.value)} is given twice")
                 seen.add(key.value)
         return super().construct_mapping(node, deep=deep)
 
@@ -148,10 +163,24 @@ def _read(path: str | Path) -> tuple[str, str]:
         raise StudyError(f"cannot read study file {str(path)!r}: {error}") from None
 
 
+def _check_size(study: Study) -> None:
+    """Before any row of a grid is made: a few lines of lists can ask for more rows than a memory holds."""
+    rows, runs = len(study.rows), sum(len(r.seeds or study.seeds) * max(1, len(r.recipe)) for r in study.rows)
+    for i, grid in enumerate(study.grid):
+        size = len(grid.source) * len(grid.cut) * len(grid.method) * len(grid.head) * len(grid.target)
+        if size > MAX_ROWS:
+            raise StudyError(f"grid[{i}]: {size:,} combinations, more than {MAX_ROWS:,}; split the study")
+        rows, runs = rows + size, runs + size * len(grid.seeds or study.seeds) * max(1, len(grid.recipe))
+    if not rows:
+        raise StudyError(f"study {study.study!r} has no rows: add `rows:` or a `grid:`.")
+    if rows > MAX_ROWS or runs > MAX_RUNS:
+        raise StudyError(
+            f"{rows:,} rows with {runs:,} runs (rows x seeds x recipes), at most {MAX_ROWS:,} and {MAX_RUNS:,} are "
+            "possible; split the study"
+        )
+
+
 def _expand(grid: Grid, where: str) -> Iterator[Row]:
-    size = len(grid.source) * len(grid.cut) * len(grid.method) * len(grid.head) * len(grid.target)
-    if size > MAX_ROWS:
-        raise StudyError(f"{where}: {size:,} combinations, more than {MAX_ROWS:,}; split the study")
     cells = itertools.product(grid.source, grid.cut, grid.method, grid.head, grid.target)
     for source, cut, method, head, target in cells:
         words = {"source": source, "cut": cut or "all", "method": method, "head": head.label, "target": target}
@@ -184,15 +213,24 @@ def _check_names(study: Study, rows: tuple[Row, ...]) -> None:
         ]
         for field, name, table in used:
             if name not in table:
-                known = ", ".join(sorted(table))
-                raise UnknownName(f"{where}.{field}: no {field} {name!r}{nearest(name, table)} Known: {known}.")
+                raise UnknownName(f"{where}.{field}: no {field} {shown(name)}{_known(name, table)}")
         _check_choices(study, row, where)
     for name, source in study.sources.items():
         if source.run is not None and source.run not in names:
-            raise UnknownName(
-                f"sources.{name}.run: no row {source.run!r}{nearest(source.run, names)} "
-                f"Rows: {', '.join(list(names)[:20])}."
-            )
+            raise UnknownName(f"sources.{shown_key(name)}.run: no row {shown(source.run)}{_known(source.run, names)}")
+
+
+def _known(name: str, table: Mapping[str, object]) -> str:
+    """The end of a message about a name that is not in `table`: what comes near, and some that are there."""
+    some = list(table)[:MOST_NAMED]  # the nearest of thousands of names takes seconds
+    listed = ", ".join(map(shown_key, sorted(some)[:20])) + (", ..." if len(table) > 20 else "")
+    return f"{nearest(name, some) if len(name) <= 200 else '.'} Known: {listed}."
+
+
+def _short(error: Exception) -> str:
+    """A reader's message, which may quote the file."""
+    text = str(error)
+    return text if len(text) <= 1000 else f"{text[:1000]}..."
 
 
 def _check_choices(study: Study, row: Row, where: str) -> None:
@@ -236,8 +274,11 @@ def _check_cycles(study: Study, rows: tuple[Row, ...]) -> None:
             if row in path:
                 passed = list(path)
                 cycle = [*passed[passed.index(row) :], row]
+                said = [repr(name) for name in cycle]
+                if len(said) > 12:
+                    said[6:-6] = [f"... ({len(said) - 12:,} more) ..."]
                 raise StudyCycle(
-                    f"sources.{source_of[cycle[-2]]}.run: a cycle: {' <- '.join(map(repr, cycle))}. "
+                    f"sources.{shown_key(source_of[cycle[-2]])}.run: a cycle: {' <- '.join(said)}. "
                     "A source must, in the end, be a network with weights."
                 )
             path[row] = None
@@ -247,6 +288,6 @@ def _check_cycles(study: Study, rows: tuple[Row, ...]) -> None:
             depths[passed_row] = below + i
         if path and depths[start] > MAX_CHAIN:
             raise StudyError(
-                f"sources.{source_of[start]}.run: row {start!r} stands on {depths[start]:,} runs, one cut from the "
-                f"other; at most {MAX_CHAIN} are possible. Let it start from an earlier one."
+                f"sources.{shown_key(source_of[start])}.run: row {start!r} stands on {depths[start]:,} runs, one cut "
+                f"from the other; at most {MAX_CHAIN} are possible. Let it start from an earlier one."
             )

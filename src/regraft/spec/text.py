@@ -10,12 +10,18 @@ from pydantic import BeforeValidator
 # Unicode categories: Cc control characters (newline, escape), Zl and Zp line ends, Cs halves of surrogate
 # pairs, which no file in UTF-8 can hold.
 NOT_IN_NAMES = ("Cc", "Cs", "Zl", "Zp")
+# They turn the direction of what follows, also of what stands beside the name in a table.
+TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+LONGEST_NAME = 4096  # characters; as long as a path can be
+LONGEST_TEXT = 100_000
 
 
 def check_name(value: object) -> object:
     """Anything but text passes, for the field's own type to refuse."""
+    if isinstance(value, bytes | bytearray):
+        raise ValueError("bytes (a `!!binary`) are no text; write the text itself")
     if isinstance(value, str):
-        _refuse(value, "")
+        _refuse(value, "", LONGEST_NAME)
         if value and not value.strip():
             raise ValueError(f"blank: {shown(value)}; a name needs a character that can be seen")
     return value
@@ -23,7 +29,7 @@ def check_name(value: object) -> object:
 
 def check_text(value: object) -> object:
     if isinstance(value, str):
-        _refuse(value, "\n\t")
+        _refuse(value, "\n\t", LONGEST_TEXT)
     return value
 
 
@@ -46,9 +52,12 @@ def shown(value: object, longest: int = 80) -> str:
     return text if len(text) <= longest else text[: longest - 3] + "..."
 
 
-def _refuse(text: str, allowed: str) -> None:
+def _refuse(text: str, allowed: str, longest: int) -> None:
+    if len(text) > longest:
+        raise ValueError(f"longer than {longest:,} characters: {shown(text)}")
     for character in text:
-        if unicodedata.category(character) in NOT_IN_NAMES and character not in allowed:
+        odd = unicodedata.category(character) in NOT_IN_NAMES or character in TURNING
+        if odd and character not in allowed:
             raise ValueError(f"has the character {character!r}, which cannot be printed: {shown(text)}; remove it")
 
 

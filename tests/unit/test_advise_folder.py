@@ -1,0 +1,143 @@
+"""Laws of looking at a person's folder, and of the data set that is made of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from regraft.analysis.findings import class_gains, confused_pairs, expected_accuracy
+from regraft.data import load_dataset
+from regraft.errors import DataUnavailable, StudyError
+from regraft.predictor.advise.folder import Looked, look
+from regraft.predictor.advise.stage import stage
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REGRAFT_HOME", str(tmp_path / "home"))
+
+
+def picture(file: Path, seed: int, size: tuple[int, int] = (40, 36)) -> Path:
+    """A picture that is like no other: coarse random colours."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    small = np.random.default_rng(seed).integers(0, 256, (9, 9, 3), dtype=np.uint8)
+    Image.fromarray(small).resize(size, Image.Resampling.NEAREST).save(file)
+    return file
+
+
+def folder(root: Path, *, classes: str = "ab", each: int = 10, part: str = "") -> Path:
+    for label, name in enumerate(classes):
+        for i in range(each):
+            picture(root / part / name / f"{i}.png", 1000 * label + i + (500 if part == "test" else 0))
+    return root
+
+
+def said(looked: Looked) -> str:
+    return " | ".join(f"{p.text}: {', '.join(p.files)}" for p in looked.problems)
+
+
+def test_a_fifth_of_each_class_is_held_back_and_nothing_is_lost(tmp_path: Path) -> None:
+    looked = look(folder(tmp_path / "p"))
+    assert [sum(p.label == k for p in looked.of("test")) for k in (0, 1)] == [2, 2]
+    assert len(looked.pictures) == 20
+    assert not {p.name for p in looked.of("test")} & {p.name for p in looked.of("train")}
+    assert looked.side == 36
+
+
+def test_the_same_pictures_are_held_back_when_others_come(tmp_path: Path) -> None:
+    root = folder(tmp_path / "p")
+    before = {p.name for p in look(root).of("test")}
+    picture(root / "a" / "new.png", 77)
+    after = {p.name for p in look(root).of("test")}
+    assert len(before & after) >= 3
+
+
+def test_odd_files_are_named_and_left_out(tmp_path: Path) -> None:
+    root = folder(tmp_path / "p")
+    (root / "a" / "empty.png").write_bytes(b"")
+    (root / "b" / "text.jpg").write_text("no picture")
+    (root / "a" / ".hidden.png").write_bytes(b"")
+    (root / "hollow").mkdir()
+    picture(root / "alone" / "one.png", 5)
+    picture(root / "a" / "long.png", 6, (400, 40))
+    looked = look(root)
+    assert looked.classes == ("a", "b")
+    for name in ("a/empty.png", "b/text.jpg", "hollow", "alone", "a/long.png"):
+        assert name in said(looked)
+    assert "hidden" not in said(looked)
+    assert {p.name for p in looked.pictures} >= {"a/long.png"}
+    assert not {p.name for p in looked.pictures} & {"a/empty.png", "b/text.jpg", "alone/one.png"}
+
+
+def test_copies_count_once_and_a_picture_under_two_labels_not_at_all(tmp_path: Path) -> None:
+    root = folder(tmp_path / "p")
+    (root / "a" / "copy.png").write_bytes((root / "a" / "3.png").read_bytes())
+    (root / "b" / "torn.png").write_bytes((root / "a" / "4.png").read_bytes())
+    looked = look(root)
+    names = {p.name for p in looked.pictures}
+    assert len(names & {"a/3.png", "a/copy.png"}) == 1
+    assert not names & {"a/4.png", "b/torn.png"}
+    assert any(problem.serious and "two labels" in problem.text for problem in looked.problems)
+
+
+def test_a_test_part_of_the_folders_own_is_kept_but_for_pictures_that_were_learned(tmp_path: Path) -> None:
+    root = folder(folder(tmp_path / "p", part="train"), each=4, part="test")
+    folder(root, each=3, part="val")  # the same pictures as the first of train: each is counted once
+    (root / "test" / "a" / "seen.png").write_bytes((root / "train" / "a" / "7.png").read_bytes())
+    looked = look(root)
+    assert looked.own_test
+    assert {p.name for p in looked.of("test")} == {f"test/{name}/{i}.png" for name in "ab" for i in range(4)}
+    assert len(looked.of("train")) == 20
+
+
+def test_folders_that_cannot_be_used_are_refused_with_what_is_needed(tmp_path: Path) -> None:
+    with pytest.raises(DataUnavailable, match="one subfolder per class"):
+        look(tmp_path / "none")
+    with pytest.raises(StudyError, match="two such classes are needed"):
+        look(folder(tmp_path / "one", classes="a"))
+
+
+def test_the_data_set_holds_the_pictures_in_the_order_that_is_said(tmp_path: Path) -> None:
+    root = folder(tmp_path / "p")
+    looked = look(root)
+    staged = stage(looked)
+    data = load_dataset(staged.data, 32)
+    for part, count in (("train", 16), ("test", 4)):
+        pictures = staged.read(part, data.unreadable)
+        images = data.train.images if part == "train" else data.test.images
+        assert len(pictures) == len(images) == count
+        for one, image in zip(pictures, images, strict=True):
+            with Image.open(root / one.name) as opened:
+                square = opened.convert("RGB").resize((32, 32), Image.Resampling.BICUBIC, box=(2, 0, 38, 36))
+            assert np.abs(np.asarray(square).astype(int) - image.astype(int)).max() <= 1
+    assert [p.label for p in staged.read("train", ())] == data.train.labels.tolist()
+    assert stage(looked).root == staged.root
+    assert len(stage(looked, everything=True).parts["train"]) == 20
+
+
+def test_the_person_s_folder_is_not_written_to(tmp_path: Path) -> None:
+    root = folder(tmp_path / "p")
+    before = sorted((p, p.stat().st_mtime_ns) for p in root.rglob("*"))
+    stage(look(root))
+    assert sorted((p, p.stat().st_mtime_ns) for p in root.rglob("*")) == before
+
+
+def test_the_interval_holds_the_test_sample_and_the_seeds() -> None:
+    one, same, spread = (expected_accuracy(each, 100) for each in ([0.8], [0.8, 0.8, 0.8], [0.74, 0.8, 0.86]))
+    assert one.low == pytest.approx(0.7112, abs=1e-3)  # Wilson of 80 of 100
+    assert (same.low, same.high) == (one.low, one.high)
+    assert spread.low < one.low < one.high < spread.high
+    assert "100 held-back" in spread.how()
+
+
+def test_confusions_and_gains_are_counted_by_class() -> None:
+    labels, predicted = [0, 0, 0, 0, 1, 1, 2, 2], [0, 1, 1, 0, 1, 1, 2, 0]
+    pairs = confused_pairs(predicted, labels, "abc")
+    assert [(p.true, p.predicted, p.count, p.of) for p in pairs] == [("a", "b", 2, 4), ("c", "a", 1, 2)]
+    gains = class_gains(predicted, labels, "abc", exponent=0.5)
+    assert {one.name: one.error for one in gains} == {"a": 0.5, "b": 0.0, "c": 0.5}
+    assert gains[-1].name == "b"
+    assert gains[-1].gain == 0
