@@ -10,8 +10,6 @@ from pydantic import BeforeValidator
 # Unicode categories: Cc control characters (newline, escape), Zl and Zp line ends, Cs halves of surrogate
 # pairs, which no file in UTF-8 can hold.
 NOT_IN_NAMES = ("Cc", "Cs", "Zl", "Zp")
-# They turn the direction of what follows, also of what stands beside the name in a table.
-TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 LONGEST_NAME = 4096  # characters; as long as a path can be
 LONGEST_TEXT = 100_000
 
@@ -56,8 +54,7 @@ def _refuse(text: str, allowed: str, longest: int) -> None:
     if len(text) > longest:
         raise ValueError(f"longer than {longest:,} characters: {shown(text)}")
     for character in text:
-        odd = unicodedata.category(character) in NOT_IN_NAMES or character in TURNING
-        if odd and character not in allowed:
+        if unicodedata.category(character) in NOT_IN_NAMES and character not in allowed:
             raise ValueError(f"has the character {character!r}, which cannot be printed: {shown(text)}; remove it")
 
 
