@@ -192,11 +192,16 @@ def time_limit(minutes: float | None) -> Iterator[Limit]:
 
     timer = threading.Timer(60 * minutes, stop)
     timer.daemon = True
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN:  # as for a command that a shell runs in the background: the clock must still be heard
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     timer.start()
     try:
         yield limit
     finally:
         timer.cancel()
+        if before is signal.SIG_IGN:
+            signal.signal(signal.SIGINT, before)
 
 
 def _kind(wishes: Wishes) -> str:
