@@ -131,3 +131,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """The end of a sentence in an error message: "; did you mean 'x'?", or "." when nothing is close."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else "."
+
+
+def shown(value: object, longest: int = 80) -> str:
+    """`repr`, shortened; also of what has none: an integer of too many digits, lists nested too deep."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        return f"a value of type {type(value).__name__} that is too large to show"
+    return text if len(text) <= longest else text[: longest - 3] + "..."

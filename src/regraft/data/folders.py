@@ -250,6 +250,8 @@ def _stamp(file: Path) -> list[int]:
 
 def _file_sha256(file: Path) -> str:
     try:
+        if file.stat().st_size == 0:  # not opened: files of /proc state no size, and some wait for ever when read
+            return hashlib.sha256().hexdigest()
         with file.open("rb") as opened:
             return hashlib.file_digest(opened, "sha256").hexdigest()
     except OSError as error:  # no permission, a broken link: it will be among the unreadable

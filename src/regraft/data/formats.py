@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from regraft.data.archive import read_cifar_pickle, read_idx
-from regraft.errors import DataDamaged
-from regraft.spec.text import shown
+from regraft.errors import DataDamaged, shown
 
 MOST_CLASSES = 1_000_000
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 from pydantic import BeforeValidator
 
+from regraft.errors import shown as shown
+
 # Unicode categories: Cc control characters (newline, escape), Zl and Zp line ends, Cs halves of surrogate
 # pairs, which no file in UTF-8 can hold.
 NOT_IN_NAMES = ("Cc", "Cs", "Zl", "Zp")
@@ -39,15 +41,6 @@ def class_name(value: object) -> object:
     if not isinstance(value, str):
         raise ValueError(f"a class name is text, got {shown(value)}; in YAML, put it in quotes")
     return check_name(value)
-
-
-def shown(value: object, longest: int = 80) -> str:
-    """`repr`, shortened; also of what has none: an integer of too many digits, lists nested too deep."""
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):
-        return f"a value of type {type(value).__name__} that is too large to show"
-    return text if len(text) <= longest else text[: longest - 3] + "..."
 
 
 def _refuse(text: str, allowed: str, longest: int) -> None:
