@@ -52,9 +52,9 @@ def _from_batches(batches: list[dict[str, object]], key: str) -> Arrays:
     for batch in batches:
         data, names = batch.get("data"), batch.get(key)
         if not isinstance(data, np.ndarray) or data.ndim != 2 or data.shape[1] != 3072:
-            raise DataDamaged(f"a CIFAR batch without its (n, 3072) array; fields: {list(batch)!r:.200}")
+            raise DataDamaged(f"a CIFAR batch without its (n, 3072) array; fields: {shown(list(batch), 200)}")
         if not isinstance(names, list) or len(names) != len(data) or not all(map(_is_label, names)):
-            raise DataDamaged(f"a CIFAR batch without a list of {len(data)} {key}; fields: {list(batch)!r:.200}")
+            raise DataDamaged(f"a CIFAR batch without a list of {len(data)} {key}; fields: {shown(list(batch), 200)}")
         planes.append(data)
         labels.extend(names)
     images = np.concatenate(planes).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)  # planes -> (n, 32, 32, 3)
