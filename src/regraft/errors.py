@@ -129,6 +129,8 @@ class TooFewSeeds(RunError):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of a sentence in an error message: "; did you mean 'x'?", or "." when nothing is close."""
+    if len(name) > 200:  # to compare long texts takes the square of their length
+        return "."
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else "."
 

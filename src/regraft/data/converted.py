@@ -82,13 +82,38 @@ def read_info(folder: Path) -> dict[str, Any] | None:
         info = json.loads(file.read_text("utf-8"))
     except ValueError:
         return None  # cut off by a full disk or a crash: converted again
-    return info if isinstance(info, dict) and info.get("version") == VERSION else None
+    return info if isinstance(info, dict) and info.get("version") == VERSION and _is_sound(info) else None
+
+
+def _is_sound(info: dict[str, Any]) -> bool:
+    """Whether every part of the record has the form in which `write_info` writes it."""
+    arrays, classes = info.get("arrays"), info.get("classes")
+    texts = [info.get("name"), info.get("digest"), info.get("origin")]
+    lists = [classes, info.get("train_counts"), info.get("unreadable")]
+    if not isinstance(arrays, dict) or not all(isinstance(one, list) for one in lists):
+        return False
+    texts += [*(classes or []), *info["unreadable"], *arrays]
+    shapes: list[Any] = [entry.get("shape") for entry in arrays.values() if isinstance(entry, dict)]
+    texts += [entry.get("sha256") for entry in arrays.values() if isinstance(entry, dict)]
+    if len(shapes) < len(arrays) or not all(isinstance(shape, list) for shape in shapes):
+        return False
+    sides = [*(side for shape in shapes for side in shape), *info["train_counts"]]
+    known = {f"{part}_{kind}" for part in ("train", "test", "validation") for kind in ("images", "labels")}
+    parts = arrays.keys() >= {n for n in known if not n.startswith("validation")} and arrays.keys() <= known
+    return parts and all(isinstance(t, str) for t in texts) and all(type(side) is int for side in sides)
 
 
 def open_converted(folder: Path, info: dict[str, Any]) -> Dataset:
     """Open the arrays, comparing sizes and shapes with the record. Raises DataDamaged."""
     arrays = {name: _open(folder, name, entry["shape"]) for name, entry in info["arrays"].items()}
     classes = tuple(info["classes"])
+    own = digest_of(info["arrays"], classes)
+    if not info["name"].startswith("folder:") and info["digest"] != own:  # a folder's digest is of its files
+        raise DataDamaged(
+            _damaged(folder, f"its record has the digest {info['digest'][:80]!r}, what it says has {own}")
+        )
+    for name, array in arrays.items():
+        _check_array(folder, name, array, info)
     splits = {
         part: (arrays[f"{part}_images"], arrays[f"{part}_labels"].astype(np.int64))
         for part in ("train", "test", "validation")
@@ -105,6 +130,24 @@ def open_converted(folder: Path, info: dict[str, Any]) -> Dataset:
     )
 
 
+def _check_array(folder: Path, name: str, array: NDArray[Any], info: dict[str, Any]) -> None:
+    """Pictures are bytes, and a label is the place of a class. Raises DataDamaged."""
+    part, _, kind = name.partition("_")
+    if kind == "images":
+        if array.dtype != np.uint8 or array.ndim != 4:
+            raise DataDamaged(_damaged(folder, f"{name}.npy holds {array.ndim}-dimensional {array.dtype}"))
+        return
+    count, classes = info["arrays"][f"{part}_images"]["shape"][0], len(info["classes"])
+    if array.shape != (count,) or array.dtype.kind not in "iu" or not count:
+        raise DataDamaged(
+            _damaged(folder, f"{name}.npy holds {array.dtype} of shape {array.shape} for {count} pictures")
+        )
+    if not 0 <= int(array.min()) <= int(array.max()) < classes:
+        raise DataDamaged(_damaged(folder, f"{name}.npy has labels outside 0 to {classes - 1}"))
+    if part == "train" and np.bincount(array, minlength=classes).tolist() != info["train_counts"]:
+        raise DataDamaged(_damaged(folder, f"{name}.npy does not have the numbers of pictures that the record states"))
+
+
 def verify(folder: Path, info: dict[str, Any]) -> None:
     """Read every byte and compare with the digests of the record. Raises DataDamaged."""
     for name, entry in info["arrays"].items():
@@ -117,8 +160,10 @@ def _open(folder: Path, name: str, shape: list[int]) -> NDArray[Any]:
     path = folder / f"{name}.npy"
     try:
         large = path.stat().st_size > MAP_BEYOND_BYTES
-        array: NDArray[Any] = np.load(path, mmap_mode="r" if large else None, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        # Mapped first: what a header states is then bounded by the file.
+        mapped: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = mapped if large else np.array(mapped)
+    except (OSError, ValueError, EOFError, OverflowError) as error:
         raise DataDamaged(_damaged(folder, f"{path.name} cannot be read ({error})")) from None
     if list(array.shape) != shape:
         raise DataDamaged(_damaged(folder, f"{path.name} has the shape {array.shape}, written was {shape}"))

@@ -140,6 +140,10 @@ def _parts(entries: list[dict[str, Any]]) -> tuple[PartFile, ...]:
 
 
 def _check_set(packed: PackedSet) -> None:
+    if type(packed.columns) is not int or packed.columns < 1:
+        raise ValueError(f"{packed.name}: a mosaic of {packed.columns!r:.80} columns")
+    if not all(type(side) is int for array in packed.info["arrays"] for side in packed.shape(array)):
+        raise ValueError(f"{packed.name}: a side of an array that is no whole number")
     own = packed.folder in (packed.name, *([] if packed.name in PUBLISHED else [_sized(packed)]))
     known = packed.name in PUBLISHED or packed.name in TORCHVISION_SETS
     if not (packed.by_files and packed.name.startswith("folder:")) and not (own and known):

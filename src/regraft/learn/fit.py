@@ -23,11 +23,12 @@ from regraft.learn.mechanisms import check_wish, choose
 from regraft.learn.methods import PLAIN, Tuned
 from regraft.learn.optimizers import climbed, learning_rate, make_optimizer
 from regraft.learn.precision import memory_order, mixed_precision
-from regraft.learn.progress import Checkpoint, Progress, epoch_entry
+from regraft.learn.progress import Checkpoint, Progress, divergence, epoch_entry
 from regraft.learn.unlabelled import Guesses
 from regraft.seeding import stream, torch_stream
 from regraft.spec import Recipe
 
+LOOK_EVERY = 64  # steps between looks for a loss that is not finite: a look waits for the device
 CHECKPOINT_SECONDS = 15.0  # a kill loses at most this and the epoch under way
 
 Advance = Callable[[float, str], None]
@@ -188,6 +189,8 @@ class _Loop:
                 if self.progress.average is not None:
                     self.progress.average.update(epoch * self.steps + step)
                 loss_sum += loss * len(positions)
+                if step % LOOK_EVERY == 0 and not math.isfinite(float(loss_sum)):
+                    raise divergence("training", float(loss_sum), epoch, self.recipe)
                 hits += right
                 self.advance(done, "")
         entry = epoch_entry(epoch, self.recipe, float(loss_sum) / n, float(hits) / n)
