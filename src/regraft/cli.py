@@ -326,11 +326,9 @@ def main() -> None:
     except RegraftError as error:
         if os.environ.get("REGRAFT_DEBUG"):
             raise
-        from regraft.show.text import printable
+        from regraft.show.text import printable_lines
 
-        # A file may say anything, also what moves the cursor of a terminal that shows a message about it.
-        typer.echo("error: " + "\n".join(line and f"{'  ' * line.startswith('  ')}{printable(line)}"
-                                         for line in str(error).split("\n")), err=True)  # fmt: skip
+        typer.echo(f"error: {printable_lines(str(error))}", err=True)
         raise SystemExit(2 if isinstance(error, StudyError) else 1) from None
 
 

@@ -310,6 +310,13 @@ def test_rows_that_cannot_be_had_are_named_and_the_exit_code_is_3(regraft: Call,
     assert {cell["row"] for cell in missing} == {"away"}
 
 
+def test_an_error_message_moves_no_cursor(regraft: Call, tmp_path: Path) -> None:
+    code, _, err = regraft("plan", tmp_path / "away\x1b[2J.yaml")
+    assert code == 2
+    assert "away" in err
+    assert "\x1b" not in err
+
+
 def test_an_out_folder_that_cannot_be_written_is_refused_before_anything_is_computed(
     regraft: Call, tiny: Path, tmp_path: Path
 ) -> None:

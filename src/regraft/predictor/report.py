@@ -14,8 +14,8 @@ from regraft.predictor.answers import Answer, evaluated
 from regraft.predictor.evaluate import ClassScore, Evaluation
 from regraft.predictor.manifest import Manifest
 from regraft.predictor.predict import ranked
-from regraft.show.predictions import THUMBNAIL, Bar, Matrix, Page, Table, Thumbnail, thumbnail
-from regraft.show.text import percent
+from regraft.show.predictions import THUMBNAIL, Bar, Matrix, Page, Thumbnail, thumbnail
+from regraft.show.text import TextTable, percent
 
 SHOWN = 24  # pictures with the highest losses, or of which it is least certain
 MOST_IN_MATRIX = 30  # classes; of more, only the pairs most often confused are told
@@ -50,7 +50,7 @@ def sentences(answers: Sequence[Answer], manifest: Manifest) -> list[str]:
     return said
 
 
-def tables(answers: Sequence[Answer], manifest: Manifest) -> list[Table]:
+def tables(answers: Sequence[Answer], manifest: Manifest) -> list[TextTable]:
     """Class by class, the classes most often confused, calibration, and the files that could not be read."""
     made = []
     found = evaluated(answers, manifest.classes)
@@ -59,7 +59,7 @@ def tables(answers: Sequence[Answer], manifest: Manifest) -> list[Table]:
         made = [_class_table(result.classes), _pair_table(result), _bin_table(result)]
     unread = [(one.path, one.reason) for one in answers if one.reason is not None]
     shown = f"The first {SHOWN_ROWS} of {len(unread):,}." if len(unread) > SHOWN_ROWS else ""
-    made.append(Table("Files that could not be read", shown, ("file", "why"), tuple(unread[:SHOWN_ROWS])))
+    made.append(TextTable("Files that could not be read", shown, ("file", "why"), tuple(unread[:SHOWN_ROWS])))
     return [table for table in made if table.rows]
 
 
@@ -89,7 +89,7 @@ def page_of(answers: Sequence[Answer], manifest: Manifest, *, model: str, comman
     )  # fmt: skip
 
 
-def _class_table(classes: Sequence[ClassScore]) -> Table:
+def _class_table(classes: Sequence[ClassScore]) -> TextTable:
     rows = [
         (one.name, f"{one.images:,}", f"{one.predicted:,}", percent(one.precision), percent(one.recall),
          percent(one.f1))
@@ -100,18 +100,18 @@ def _class_table(classes: Sequence[ClassScore]) -> Table:
         "recognised. F1: the harmonic mean of both."
     )
     columns = ("class", "pictures", "answers", "precision", "recall", "F1")
-    return Table("Class by class", caption, columns, tuple(rows), columns[1:])
+    return TextTable("Class by class", caption, columns, tuple(rows), columns[1:])
 
 
-def _pair_table(result: Evaluation) -> Table:
+def _pair_table(result: Evaluation) -> TextTable:
     rows = [
         (true, given, f"{n:,}", percent(n / _images(result, true))) for true, given, n in result.confused(PAIRS)
     ]  # fmt: skip
     columns = ("class", "taken for", "pictures", "share of the class")
-    return Table("Most often confused", f"At most {PAIRS} pairs.", columns, tuple(rows), columns[2:])
+    return TextTable("Most often confused", f"At most {PAIRS} pairs.", columns, tuple(rows), columns[2:])
 
 
-def _bin_table(result: Evaluation) -> Table:
+def _bin_table(result: Evaluation) -> TextTable:
     rows = [
         (f"{100 * one.low:.1f} to {100 * one.high:.1f} %", f"{one.images:,}", percent(one.confidence),
          percent(one.accuracy))
@@ -119,7 +119,7 @@ def _bin_table(result: Evaluation) -> Table:
     ]  # fmt: skip
     columns = ("probability of the answer", "pictures", "mean probability", "accuracy")
     caption = f"{len(result.bins)} bins of equal width; those without a picture are left out."
-    return Table("Calibration", caption, columns, tuple(rows), columns[1:])
+    return TextTable("Calibration", caption, columns, tuple(rows), columns[1:])
 
 
 def _images(result: Evaluation, name: str) -> int:

@@ -7,22 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from regraft.show.text import percent
+from regraft.show.text import TextTable, percent
 from regraft.study.audit import Audit, Crossing, Pair, Place, Without, stored_audit, without_duplicates
 from regraft.study.results import Results
 
 SHOWN_ROWS = 100  # of a table of pairs or images
-
-
-@dataclass(frozen=True)
-class TableOf:
-    """A table as text, for a terminal and for a page."""
-
-    title: str
-    caption: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    numbers: tuple[str, ...] = ()  # columns that are aligned right
 
 
 @dataclass(frozen=True)
@@ -40,7 +29,7 @@ class AuditSection:
     """What a report shows of an audit: plain data for a template, which has to escape it."""
 
     sentences: tuple[str, ...]  # the worst first
-    tables: tuple[TableOf, ...]
+    tables: tuple[TextTable, ...]
     closest: tuple[Thumbnails, ...]  # numbered as in the table of pairs
 
 
@@ -118,7 +107,7 @@ def findings(audit: Audit, without: Sequence[Without]) -> list[str]:
     return said
 
 
-def tables(audit: Audit, without: Sequence[Without]) -> list[TableOf]:
+def tables(audit: Audit, without: Sequence[Without]) -> list[TextTable]:
     """All tables that have rows."""
     made = [
         _crossings(audit), _without(without), _balance(audit), _pairs("Pairs, the closest first", audit.pairs, audit),
@@ -142,14 +131,14 @@ def _grouped(crossings: Sequence[Crossing]) -> dict[tuple[str, str, str], list[C
     return found
 
 
-def _crossings(audit: Audit) -> TableOf:
+def _crossings(audit: Audit) -> TextTable:
     rows = []
     for (target, part, other), of_seeds in _grouped(audit.crossings).items():
         counts = ", ".join(f"{crossing.images:,}" for crossing in of_seeds)
         seeds = ", ".join(str(crossing.seed) for crossing in of_seeds)
         share = sum(crossing.share for crossing in of_seeds) / len(of_seeds)
         rows.append((target, part, other, counts, seeds, f"{of_seeds[0].of:,}", percent(share, 2)))
-    return TableOf(
+    return TextTable(
         "Images of one part that are in another",
         "How many images of the first part have the same bytes as one of the second, or are a near duplicate of it.",
         ("target", "images of", "that are in", "images", "of seeds", "of", "share"), tuple(rows),
@@ -157,7 +146,7 @@ def _crossings(audit: Audit) -> TableOf:
     )  # fmt: skip
 
 
-def _without(without: Sequence[Without]) -> TableOf:
+def _without(without: Sequence[Without]) -> TextTable:
     rows = [
         (
             cell.row, str(cell.seed), percent(cell.accuracy, 2), f"{cell.flagged:,} of {cell.test_images:,}",
@@ -167,7 +156,7 @@ def _without(without: Sequence[Without]) -> TableOf:
     ]  # fmt: skip
     clean = len(without) - len(rows)
     unchanged = f" {clean:,} scores have no such image and are not shown." if clean else ""
-    return TableOf(
+    return TextTable(
         "Results with and without duplicated test images",
         "Left out are the test images that are like one that the row's network learned from, in this row or in one "
         f"that it was cut from. Read from stored scores: no test label is read again.{unchanged}",
@@ -176,7 +165,7 @@ def _without(without: Sequence[Without]) -> TableOf:
     )  # fmt: skip
 
 
-def _balance(audit: Audit) -> TableOf:
+def _balance(audit: Audit) -> TextTable:
     rows = []
     for found in audit.sets:
         for split, count in found.images.items():
@@ -190,7 +179,7 @@ def _balance(audit: Audit) -> TableOf:
             if classes[least] == classes[most]:
                 ends = (f"all ({classes[most]:,})", "")
             rows.append((found.data, split, f"{count:,}", str(len(classes)), *ends, ratio))
-    return TableOf(
+    return TextTable(
         "Images of each class",
         "Of test images as stored scores tell: their labels are not read for this.",
         ("data", "split", "images", "classes", "fewest", "most", "ratio"), tuple(rows),
@@ -198,7 +187,7 @@ def _balance(audit: Audit) -> TableOf:
     )  # fmt: skip
 
 
-def _pairs(title: str, pairs: Sequence[Pair], audit: Audit) -> TableOf:
+def _pairs(title: str, pairs: Sequence[Pair], audit: Audit) -> TextTable:
     numbers = {id(pair): str(i) for i, pair in enumerate(audit.pairs, 1)}
     rows = [
         (
@@ -209,20 +198,20 @@ def _pairs(title: str, pairs: Sequence[Pair], audit: Audit) -> TableOf:
         for pair in pairs[:SHOWN_ROWS]
     ]  # fmt: skip
     shown = f"The first {SHOWN_ROWS} of {len(pairs):,}. " if len(pairs) > SHOWN_ROWS else ""
-    return TableOf(
+    return TextTable(
         title, f"{shown}A test image's class is known where a stored score was right about it.",
         ("no.", "image", "class", "is like", "of class", "correlation", ""), tuple(rows), ("no.", "correlation"),
     )  # fmt: skip
 
 
-def _odd(audit: Audit) -> TableOf:
+def _odd(audit: Audit) -> TextTable:
     rows = [(str(place), "nearly constant") for found in audit.sets for place in found.constant]
     rows += [(name, "unreadable") for found in audit.sets for name in found.unreadable]
     shown = f"The first {SHOWN_ROWS} of {len(rows):,}." if len(rows) > SHOWN_ROWS else ""
-    return TableOf("Empty and unreadable images", shown, ("image", "what"), tuple(rows[:SHOWN_ROWS]))
+    return TextTable("Empty and unreadable images", shown, ("image", "what"), tuple(rows[:SHOWN_ROWS]))
 
 
-def _methods(audit: Audit) -> TableOf:
+def _methods(audit: Audit) -> TextTable:
     rows = tuple((found.data, f"{found.image_size} px", found.threshold.text) for found in audit.sets)
     caption = (
         "Nearest neighbours by edges and colours, also mirrored; then the correlation of the pictures' detail, one "
@@ -230,7 +219,7 @@ def _methods(audit: Audit) -> TableOf:
         "are not the same come by chance once in 10,000, judged by how alike pictures of the data set are, of other "
         "classes and of their own."
     )
-    return TableOf("From which correlation on two pictures are called the same", caption,
+    return TextTable("From which correlation on two pictures are called the same", caption,
                    ("data", "images", "correlation"), rows)  # fmt: skip
 
 

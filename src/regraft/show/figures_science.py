@@ -7,7 +7,7 @@ from typing import Any
 
 import altair as alt
 
-from regraft.analysis.adviser import ADVISER, By, Judgement, advised_beside_measured, adviser_table
+from regraft.analysis.adviser import ADVISER, Advised, By, Judgement, advised_beside_measured, adviser_table
 from regraft.show.figures_base import BLUE, GREY, VERMILLION, WIDTH, Chart, Entries, chart_of, percent_axis
 from regraft.show.text import printable
 from regraft.study.results import Results
@@ -15,6 +15,7 @@ from regraft.study.scores import ScoreRow, stored_scores
 
 PANEL, HALF_WIDTH = 220, 290  # pixels: a panel's height, and its width beside another
 NAME = 60  # characters of a panel's or candidate's name
+KINDS = ("candidate", "advised", "measured best", "advised and best")
 
 
 def advice_figure(results: Results) -> Chart | None:
@@ -46,31 +47,11 @@ def measured_by_score(rows: Sequence[ScoreRow], by: By = "cut", score: str = ADV
     found = advised_beside_measured(rows, score, by)
     if not found:
         return None
-    kinds = ("candidate", "advised", "measured best", "advised and best")
-    most: dict[tuple[str, str], tuple[int, int]] = {}  # of a group: in how many seeds a candidate is advised, and best
-    for one in found:
-        picks, best = most.get((one.target, one.among), (1, 1))
-        most[one.target, one.among] = max(picks, one.picks), max(best, one.best)
-    entries: Entries = [
-        {
-            "panel": " | ".join(printable(part, NAME) for part in (one.target, one.among) if part),
-            "candidate": printable(one.candidate, NAME),
-            "score": one.score,
-            "accuracy": 100 * one.accuracy,
-            "kind": kinds[
-                (one.picks == most[one.target, one.among][0]) + 2 * (one.best == most[one.target, one.among][1])
-            ],
-            "picks": f"{one.picks} of {one.seeds}",
-            "best": f"{one.best} of {one.seeds}",
-        }
-        for one in found
-    ]
+    entries = _candidates(found)
     panels = list(dict.fromkeys(entry["panel"] for entry in entries))
-    for i, entry in enumerate(sorted(entries, key=lambda entry: (entry["panel"], entry["score"]))):
-        entry["side"] = ("left", "right")[i % 2]
     shapes = {"candidate": "circle", "advised": "triangle-up", "measured best": "diamond", "advised and best": "square"}
-    colours = dict(zip(kinds, (GREY, VERMILLION, BLUE, VERMILLION), strict=True))
-    present = [kind for kind in kinds if any(entry["kind"] == kind for entry in entries)]
+    colours = dict(zip(KINDS, (GREY, VERMILLION, BLUE, VERMILLION), strict=True))
+    present = [kind for kind in KINDS if any(entry["kind"] == kind for entry in entries)]
     legend = alt.Legend(orient="bottom", title="in the most seeds")
     base = chart_of(entries).encode(
         x=alt.X("score:Q", axis=alt.Axis(title=f"{score} (mean over seeds)"), scale=alt.Scale(zero=False, padding=16)),
@@ -108,6 +89,31 @@ def measured_by_score(rows: Sequence[ScoreRow], by: By = "cut", score: str = ADV
         .properties(title=title, description=text)
     )
     return chart
+
+
+def _candidates(found: Sequence[Advised]) -> Entries:
+    """A point for each candidate of each panel; neighbours' names go to different sides."""
+    most: dict[tuple[str, str], tuple[int, int]] = {}  # of a group: in how many seeds a candidate is advised, and best
+    for one in found:
+        picks, best = most.get((one.target, one.among), (1, 1))
+        most[one.target, one.among] = max(picks, one.picks), max(best, one.best)
+    entries: Entries = [
+        {
+            "panel": " | ".join(printable(part, NAME) for part in (one.target, one.among) if part),
+            "candidate": printable(one.candidate, NAME),
+            "score": one.score,
+            "accuracy": 100 * one.accuracy,
+            "kind": KINDS[
+                (one.picks == most[one.target, one.among][0]) + 2 * (one.best == most[one.target, one.among][1])
+            ],
+            "picks": f"{one.picks} of {one.seeds}",
+            "best": f"{one.best} of {one.seeds}",
+        }
+        for one in found
+    ]
+    for i, entry in enumerate(sorted(entries, key=lambda entry: (entry["panel"], entry["score"]))):
+        entry["side"] = ("left", "right")[i % 2]
+    return entries
 
 
 def regret_by_score(table: Sequence[Judgement]) -> Chart | None:

@@ -15,20 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from regraft.show.page import render
+from regraft.show.text import TextTable
 
 THUMBNAIL = 112  # pixels a side
 QUALITY = 80  # of the thumbnails' JPEG
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table as text."""
-
-    title: str
-    caption: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    numbers: tuple[str, ...] = ()  # columns that are aligned right
 
 
 @dataclass(frozen=True)
@@ -68,7 +58,7 @@ class Page:
     title: str
     about: str  # which predictor
     sentences: tuple[str, ...]
-    tables: tuple[Table, ...] = ()
+    tables: tuple[TextTable, ...] = ()
     matrix: Matrix | None = None
     diagram: tuple[Bar, ...] = ()
     diagram_caption: str = ""

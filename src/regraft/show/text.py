@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
 JOINERS = "\u200c\u200d"  # not printable by themselves, but inside emoji and several scripts
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A table as text, for a terminal and for a page."""
+
+    title: str
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    numbers: tuple[str, ...] = ()  # columns that are aligned right
 
 
 def printable(text: str, limit: int = 0) -> str:
@@ -15,6 +27,12 @@ def printable(text: str, limit: int = 0) -> str:
     line = " ".join(text.split())
     line = "".join(c if c.isprintable() or c in JOINERS else "\ufffd" for c in line)
     return line if limit <= 0 or len(line) <= limit else line[: limit - 1] + "…"
+
+
+def printable_lines(text: str) -> str:
+    """Each line `printable`, line ends and one step of indentation kept: for messages, which may quote any file."""
+    lines = text.split("\n")
+    return "\n".join(f"{'  ' if line.startswith('  ') else ''}{printable(line)}" for line in lines)
 
 
 def duration(seconds: float) -> str:
