@@ -23,6 +23,7 @@ from regraft.spec import Study, presets
 from regraft.study.results import Cell, Results
 
 RECORDS = REPOSITORY / "docs" / "records"
+REMARKS = REPOSITORY / "docs" / "remarks.json"  # what a reader of a record must know, by the study's name
 TARGETS = REPOSITORY / "docs" / "targets.json"  # what the project asks of the rows; everything else is measured
 NOT_MEASURED = "not measured"
 # seconds: of the chosen trainings of all seeds
@@ -117,10 +118,12 @@ def _where(results: Results, path: Path) -> str:
     seconds = sum(cell.cost["seconds"] for cell in results.cells)
     name = results.study.study
     command = f"regraft run {name}" if name in presets() else f"regraft run {name}.yaml"
+    remark = json.loads(REMARKS.read_text("utf-8")).get(name)
     return (
         f"`{command}`; device {distinct('device')}, {distinct('threads')} threads, torch {torch_versions}; "
         f"{duration(seconds)} of training for the scored cells (seconds: all seeds of a row; a frozen trunk's pass "
         f"over the images, shared by rows, is not in them); recorded in `docs/records/{path.name}`."
+        + (f" {remark}" if remark else "")
     )
 
 
