@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from regraft import cli_advise, cli_audit, cli_data, cli_export, cli_predict, cli_science, cli_show
-from regraft.cli_text import complete_study
+from regraft.cli_text import StoreFolder, complete_study, open_store
 from regraft.errors import RegraftError, StudyError
 
 if TYPE_CHECKING:
     from regraft.spec import Study
-    from regraft.study.store import Store
 
 app = typer.Typer(
     name="regraft",
@@ -52,9 +51,6 @@ StudyName = Annotated[
     str,
     typer.Argument(metavar="STUDY", help="a study file (YAML) or a preset's name", autocompletion=complete_study),
 ]
-StoreFolder = Annotated[
-    Path | None, typer.Option("--store", help="folder of the results store; default: the user's cache folder")
-]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON on standard output, for programs")]
 
 
@@ -63,12 +59,6 @@ def _read_study(name: str) -> Study:
     from regraft.spec import Study
 
     return Study.from_yaml(name)
-
-
-def _open_store(folder: Path | None) -> Store:
-    from regraft.study.store import Store, default_store
-
-    return Store(folder) if folder else default_store()
 
 
 def _print_version(wanted: bool) -> None:
@@ -148,7 +138,7 @@ def run(
         minutes=minutes, backend=backend.value, mechanism=mechanism.value,
         precision=precision.value, watch=watch_port if watch or watch_port else None,
     )  # fmt: skip
-    raise typer.Exit(execute(chosen, _open_store(store), wishes))
+    raise typer.Exit(execute(chosen, open_store(store), wishes))
 
 
 @app.command()
@@ -160,7 +150,7 @@ def plan(study: StudyName, store: StoreFolder = None) -> None:
     from regraft.study.plan import plan as runs_of
     from regraft.study.planning import estimate
 
-    for line in [*estimate(chosen, _open_store(store)).lines(), *presets.told(chosen, runs_of(chosen))]:
+    for line in [*estimate(chosen, open_store(store)).lines(), *presets.told(chosen, runs_of(chosen))]:
         typer.echo(line)
 
 
@@ -186,7 +176,7 @@ def lr_find(
 
     with cli_text.share_bar(row) as advance:
         run, found = find_learning_rate(
-            chosen, row, _open_store(store),
+            chosen, row, open_store(store),
             recipe=recipe, steps=steps, device=device.value, offline=offline, advance=advance,
         )  # fmt: skip
     cli_text.show_rates_json(run, found) if as_json else cli_text.show(cli_text.rates_text(chosen, run, found))
@@ -201,7 +191,7 @@ def status(study: StudyName, store: StoreFolder = None) -> None:
     from regraft import cli_text
     from regraft.study.results import read_results
 
-    cli_text.show(cli_text.progress_table(read_results(chosen, _open_store(store))))
+    cli_text.show(cli_text.progress_table(read_results(chosen, open_store(store))))
 
 
 @app.command()
@@ -213,7 +203,7 @@ def show(
     """Show one artifact of the store: what determined it, what it holds, what it took."""
     from regraft import cli_text
 
-    shelf = _open_store(store)
+    shelf = open_store(store)
     artifact = shelf.read(shelf.find(key))
     cli_text.show_json(artifact) if as_json else cli_text.show(cli_text.artifact_text(artifact))
 
@@ -232,7 +222,7 @@ def prune(
     from regraft import cli_text
     from regraft.study.prune import prune as prune_store
 
-    cli_text.show(cli_text.pruned_table(prune_store(_open_store(store), keep, dry_run=dry_run), dry_run=dry_run))
+    cli_text.show(cli_text.pruned_table(prune_store(open_store(store), keep, dry_run=dry_run), dry_run=dry_run))
 
 
 @app.command()

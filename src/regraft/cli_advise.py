@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -38,9 +36,9 @@ def advise(
     once on pictures held back. The answer is said, written as a page, and kept: started again, it goes on.
     """
     from regraft import cli_text
-    from regraft.errors import StoreError
     from regraft.predictor.advise import advise as find
     from regraft.show.advice import text_lines
+    from regraft.study.files import write_text
 
     into = out or Path(f"{folder.resolve().name}-advice")
     with cli_text.share_bar(folder.name) as bar:
@@ -49,11 +47,8 @@ def advise(
             unlabelled=unlabelled, seeds=range(seeds), store=store, device=device, offline=offline,
             tell=lambda what, share: bar(share, what),
         )  # fmt: skip
-    try:
-        page = found.write_page(into / "advice.html", command=shlex.join(["regraft", *sys.argv[1:]]))
-        (into / "advice.json").write_text(found.to_json() + "\n", "utf-8")
-    except OSError as error:
-        raise StoreError(f"cannot write into {into}: {error.strerror or error}; name another folder: --out") from error
+    page = found.write_page(into / "advice.html", command=cli_text.this_command())
+    write_text(into / "advice.json", found.to_json() + "\n")
     if as_json:
         typer.echo(found.to_json())
         return

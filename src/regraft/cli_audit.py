@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from regraft.cli_text import complete_study
+from regraft.cli_text import StoreFolder, complete_study
 
 SHOWN = 20  # rows of a table in the terminal
 
@@ -27,9 +25,7 @@ def audit(
     ],
     out: Annotated[Path | None, typer.Option(help="write a page with all tables and the closest pairs (HTML)")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON on standard output, for programs")] = False,
-    store: Annotated[
-        Path | None, typer.Option("--store", help="folder of the results store; default: the user's cache folder")
-    ] = None,
+    store: StoreFolder = None,
     offline: Annotated[bool, typer.Option("--offline", help="use only data and weights already here")] = False,
 ) -> None:
     """Look at a study's images: duplicates between training, validation and test images and those of sources, also
@@ -41,23 +37,18 @@ def audit(
 
     chosen = Study.from_yaml(study)
     from regraft import cli_text
-    from regraft.errors import StoreError
     from regraft.show.audit import audit_dict, findings, tables
     from regraft.show.audit_page import write_audit
     from regraft.show.text import printable
     from regraft.study import audit as audits
     from regraft.study.results import read_results
-    from regraft.study.store import Store, default_store
 
-    shelf = Store(store) if store else default_store()
+    shelf = cli_text.open_store(store)
     with cli_text.share_bar(chosen.study) as advance:
         found = audits.audit(chosen, shelf, offline=offline, advance=advance)
     without = audits.without_duplicates(read_results(chosen, shelf), found)
     if out is not None:
-        try:
-            write_audit(found, without, out, command=shlex.join(["regraft", *sys.argv[1:]]))
-        except OSError as error:
-            raise StoreError(f"cannot write {out}: {error.strerror or error}; name another file with --out") from error
+        write_audit(found, without, out, command=cli_text.this_command())
     if as_json:
         typer.echo(json.dumps(audit_dict(found, without), indent=2))
         return
@@ -65,8 +56,7 @@ def audit(
         typer.echo(printable(sentence))
     for table in tables(found, without):
         typer.echo("")
-        right = " ".join(name for name in table.numbers if " " not in name)
-        shown = cli_text.table(table.title, table.columns, table.rows[:SHOWN], right=right)
+        shown = cli_text.table(table.title, table.columns, table.rows[:SHOWN], right=table.numbers)
         cli_text.show(shown)
         if len(table.rows) > SHOWN:
             typer.echo(f"... and {len(table.rows) - SHOWN:,} more; --out FILE.html or --json shows them")

@@ -51,7 +51,7 @@ def data_pack(
             names or [], folder, largest, weights=weights or [], image_size=image_size, report=report
         )  # fmt: skip
     rows = [(i.name, len(i.parts), cli_text.size(sum(p.bytes for p in i.parts))) for i in manifest.items()]
-    cli_text.show(cli_text.table(f"In {folder}", ("name", "parts", "size"), rows, right="parts size"))
+    cli_text.show(cli_text.table(f"In {folder}", ("name", "parts", "size"), rows, right=("parts", "size")))
     typer.echo(f"There, with the folder copied: regraft data unpack {folder.name}")
 
 

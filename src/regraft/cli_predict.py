@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import os
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from regraft.cli_text import StoreFolder, open_store, utf8
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -23,9 +24,6 @@ COMPLETE, NOTHING, INCOMPLETE = 0, 1, 3  # every picture answered; none; some no
 WIDE = 60  # characters of a file's name in a table
 UNREAD = 20  # files named on standard error
 
-StoreFolder = Annotated[
-    Path | None, typer.Option("--store", help="folder of the results store; default: the user's cache folder")
-]
 Device = Annotated[str, typer.Option(help="where to compute: auto, cpu, cuda or mps")]
 Backend = Annotated[
     str, typer.Option(help="auto: the fastest that agrees with plain PyTorch; eager, fused, onnxruntime, inductor")
@@ -56,10 +54,9 @@ def bundle(
     chosen = Study.from_yaml(study)
     from regraft.predictor.build import predictor_of
     from regraft.show.text import printable
-    from regraft.study.store import Store, default_store
 
     made = predictor_of(
-        chosen, Store(store) if store else default_store(),
+        chosen, open_store(store),
         row=row, seed="best" if seed is None else seed, device=device, offline=offline,
     )  # fmt: skip
     file = made.save(out or Path(f"{chosen.study}.regraft"))
@@ -157,13 +154,8 @@ def _write_csv(answers: Sequence[Answer], predictor: Predictor, top: int) -> Non
         best: list[object] = [""] * (2 * len(numbers))
         if one.probabilities is not None:
             found = ranked(one.probabilities, predictor.classes, len(numbers))
-            best = [value for name, share in found for value in (_utf8(name), f"{share:.6f}")]
-        writer.writerow([_utf8(one.path), *best, _utf8(one.label or ""), one.reason or ""])
-
-
-def _utf8(name: str) -> str:
-    """A name whose bytes are no UTF-8 can be written nowhere: its odd bytes become \\x.. ."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+            best = [value for name, share in found for value in (utf8(name), f"{share:.6f}")]
+        writer.writerow([utf8(one.path), *best, utf8(one.label or ""), one.reason or ""])
 
 
 def _show(answers: Sequence[Answer], predictor: Predictor, top: int) -> None:
@@ -179,7 +171,7 @@ def _show(answers: Sequence[Answer], predictor: Predictor, top: int) -> None:
             rows.append((printable(one.path, WIDE), printable(best[0][0]), percent(best[0][1]), rest))
     if rows:
         columns = ("file", "class", "probability", "then")[: 3 + (top > 1)]
-        cli_text.show(cli_text.table("", columns, [row[: len(columns)] for row in rows], right="probability"))
+        cli_text.show(cli_text.table("", columns, [row[: len(columns)] for row in rows], right=("probability",)))
 
 
 def _judge(
@@ -187,7 +179,6 @@ def _judge(
 ) -> None:
     """What the answers are worth, where classes are known; and the page."""
     from regraft import cli_text
-    from regraft.errors import PredictorError
     from regraft.predictor.answers import evaluated
     from regraft.predictor.report import page_of, sentences, tables
     from regraft.show.page import write_page
@@ -199,19 +190,13 @@ def _judge(
         typer.echo(json.dumps({"evaluation": found[0].told()}))
     elif not quiet and not as_json and found is not None:
         for table in tables(answers, predictor.manifest):
-            right = " ".join(name for name in table.numbers if " " not in name)
             rows = [[printable(value, WIDE) for value in row] for row in table.rows]
-            cli_text.show(cli_text.table(f"\n{table.title}", table.columns, rows, right=right))
+            cli_text.show(cli_text.table(f"\n{table.title}", table.columns, rows, right=table.numbers))
         for sentence in sentences(answers, predictor.manifest):
             typer.echo(printable(sentence))
     if report is not None:
-        page = page_of(
-            answers, predictor.manifest, model=model.name, command=shlex.join(["regraft", *map(_utf8, sys.argv[1:])])
-        )
-        try:
-            write_page(page_html(page), report)
-        except OSError as error:
-            raise PredictorError(f"cannot write {report}: {error.strerror or error}; name another file") from error
+        page = page_of(answers, predictor.manifest, model=model.name, command=cli_text.this_command())
+        write_page(page_html(page), report)
         typer.echo(f"Written to {report}", err=True)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import _thread
 import json
-import shlex
 import signal
 import sys
 import tempfile
@@ -18,9 +17,10 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from regraft.cli_text import show
+from regraft.cli_text import show, this_command
 from regraft.errors import RegraftError, StoreError, StudyError
 from regraft.show.progress import choose_display
+from regraft.show.text import printable
 from regraft.spec import Study
 from regraft.study.events import Event, PlanReady, Report, StudyDone
 from regraft.study.plan import plan
@@ -65,7 +65,7 @@ def execute(study: Study, store: Store, wishes: Wishes) -> int:
             raise
         except KeyboardInterrupt:
             if not limit.reached.is_set():
-                typer.echo(f"\nStopped; what is finished is kept. Go on with: {_this_command()}", err=True)
+                typer.echo(f"\nStopped; what is finished is kept. Go on with: {this_command()}", err=True)
                 return INTERRUPTED
             results = read_results(study, store)
         if not results.missing:
@@ -85,7 +85,7 @@ def _live_page(study: Study, store: Store, wishes: Wishes) -> Iterator[LiveView 
         return
     from regraft.show.watch import live_view
 
-    with live_view(study, store, port=wishes.watch, command=_this_command()) as (page, address):
+    with live_view(study, store, port=wishes.watch, command=this_command()) as (page, address):
         typer.echo(f"Follow the run at {address}", err=True)
         yield page
 
@@ -129,12 +129,14 @@ def _audit_if_small(study: Study, store: Store) -> None:
     from regraft.study.audit import audit, audit_seconds_estimate, stored_audit
 
     seconds = audit_seconds_estimate(study)
-    if seconds is None or seconds > OWN_AUDIT_SECONDS or stored_audit(study, store) is not None:
+    if seconds is None or seconds > OWN_AUDIT_SECONDS:
         return
     try:
-        audit(study, store, offline=True)
+        if stored_audit(study, store) is None:
+            audit(study, store, offline=True)
     except (RegraftError, KeyboardInterrupt) as error:
-        typer.echo(f"Not audited: {error or 'stopped'}. Audit it with: regraft audit {study.study}", err=True)
+        why = printable(str(error)) or "stopped"
+        typer.echo(f"Not audited: {why}. Audit it with: regraft audit STUDY", err=True)
 
 
 def make_folder(folder: Path) -> bool:
@@ -154,7 +156,7 @@ def write_files(results: Results, folder: Path) -> None:
     with _writing(folder):
         results.to_csv(folder / "results.csv")
         results.to_json(folder / "results.json")
-        write_report(results, folder / "report.html", command=_this_command())
+        write_report(results, folder / "report.html", command=this_command())
 
 
 @contextmanager
@@ -221,9 +223,9 @@ def _print_outcome(results: Results, wishes: Wishes) -> None:
         show(results_table(results))
         typer.echo(f"Written to {wishes.out}: results.csv, results.json, report.html")
     for reason, cells in _by_reason(results).items():
-        typer.echo(f"missing: {', '.join(cells)}: {reason}", err=True)
+        typer.echo(f"missing: {printable(', '.join(cells))}: {printable(reason)}", err=True)
     if results.missing:
-        typer.echo(f"Finished runs are kept; go on with: {_this_command()}", err=True)
+        typer.echo(f"Finished runs are kept; go on with: {this_command()}", err=True)
 
 
 def _by_reason(results: Results) -> dict[str, list[str]]:
@@ -231,7 +233,3 @@ def _by_reason(results: Results) -> dict[str, list[str]]:
     for cell in results.missing:
         found.setdefault(cell.reason, []).append(f"{cell.row} [seed {cell.seed}]")
     return found
-
-
-def _this_command() -> str:
-    return shlex.join(["regraft", *sys.argv[1:]])

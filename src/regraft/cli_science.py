@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from regraft.cli_text import complete_study
+from regraft.cli_text import StoreFolder, complete_study, open_store
 
 if TYPE_CHECKING:
     from regraft.study.scores import ScoreRow
@@ -21,9 +21,6 @@ BETWEEN: dict[By, Literal["cut", "source", "both"]] = {By.cut: "cut", By.source:
 StudyName = Annotated[
     str,
     typer.Argument(metavar="STUDY", help="a study file (YAML) or a preset's name", autocompletion=complete_study),
-]
-StoreFolder = Annotated[
-    Path | None, typer.Option("--store", help="folder of the results store; default: the user's cache folder")
 ]
 Device = Annotated[str, typer.Option(help="where to compute: auto, cpu, cuda or mps")]
 Offline = Annotated[bool, typer.Option("--offline", help="use only data and weights already here")]
@@ -57,11 +54,8 @@ def scores(
     from regraft.analysis.adviser import ADVISER, adviser_table, table_lines
     from regraft.show.text import printable
     from regraft.study.scores import scores_table
-    from regraft.study.store import Store, default_store
 
-    rows = scores_table(
-        chosen, Store(store) if store else default_store(), device=device, offline=offline, images=images
-    )
+    rows = scores_table(chosen, open_store(store), device=device, offline=offline, images=images)
     table = adviser_table(rows, BETWEEN[by])
     if out is not None:
         _draw(rows, BETWEEN[by], out)
@@ -117,9 +111,8 @@ def similarity(
     from regraft.show.figures import save
     from regraft.show.figures_transfer import cka_map
     from regraft.study.similarity import similarity as compare
-    from regraft.study.store import Store, default_store
 
-    shelf = Store(store) if store else default_store()
+    shelf = open_store(store)
     alike = compare(chosen, row, other, shelf, seed=seed, images=images, device=device, offline=offline)
     if as_json:
         found = {"networks": alike.names, "cuts": alike.cuts, "cka": alike.matrix.tolist(), "images": alike.images}

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from regraft.cli_text import StoreFolder, open_store
+
 if TYPE_CHECKING:
     from regraft.study.results import Results
 
@@ -18,9 +20,6 @@ Tracker = StrEnum("Tracker", ["tensorboard", "mlflow"])
 
 StudyName = Annotated[
     str, typer.Argument(metavar="STUDY", help="a study file (YAML), a preset's name, or a results.json")
-]
-StoreFolder = Annotated[
-    Path | None, typer.Option("--store", help="folder of the results store; default: the user's cache folder")
 ]
 
 
@@ -39,9 +38,8 @@ def read(study: str, store: Path | None) -> Results:
 
     if Path(study).suffix.lower() != ".json":
         from regraft.spec import Study
-        from regraft.study.store import Store, default_store
 
-        return read_results(Study.from_yaml(study), Store(store) if store else default_store())
+        return read_results(Study.from_yaml(study), open_store(store))
     try:
         return Results.from_json(study)
     except OSError as error:
@@ -126,8 +124,7 @@ def compare(
     if as_json:
         typer.echo(json.dumps(export.between_dict(found), indent=2))
     else:
-        lines = [[printable(value) for value in line] for line in export.between_lines(found)]
-        cli_text.show(cli_text.table("", export.BETWEEN_COLUMNS, lines))
+        cli_text.show(cli_text.table("", export.BETWEEN_COLUMNS, export.between_lines(found)))
         for sentence in found.summary():
             typer.echo(printable(sentence))
     if out is not None:

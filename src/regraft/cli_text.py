@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import typer
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from regraft.errors import StoreError, UnknownName, nearest
+from regraft.errors import UnknownName, nearest
+from regraft.show.text import printable
 
 if TYPE_CHECKING:
     from regraft.data import DatasetInfo
@@ -25,7 +29,12 @@ if TYPE_CHECKING:
     from regraft.networks import CutPoint
     from regraft.spec import Run, Study
     from regraft.study.results import Results
-    from regraft.study.store import Artifact
+    from regraft.study.store import Artifact, Store
+
+
+StoreFolder = Annotated[
+    Path | None, typer.Option("--store", help="folder of the results store; default: the user's cache folder")
+]
 
 
 def complete_study(incomplete: str) -> list[str]:
@@ -43,13 +52,30 @@ def show(content: RenderableType) -> None:
     Console(width=None if console.is_terminal else 200).print(content)
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: str = "") -> Table:
-    """`right`: the columns to align right, by name, separated by blanks."""
+def open_store(folder: Path | None) -> Store:
+    """The store in `folder`; None: the user's own."""
+    from regraft.study.store import Store, default_store
+
+    return Store(folder) if folder else default_store()
+
+
+def this_command() -> str:
+    """What was typed, for a message that says how to go on."""
+    return shlex.join(["regraft", *map(utf8, sys.argv[1:])])
+
+
+def utf8(name: str) -> str:
+    """A name whose bytes are no UTF-8 can be written nowhere: its odd bytes become \\x.. ."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = ()) -> Table:
+    """`right`: the columns to align right. Names and paths are printed as text, without markup or escape sequences."""
     made = Table(title=escape(title), title_justify="left", box=None, header_style="bold", pad_edge=False)
     for name in columns:
-        made.add_column(name, justify="right" if name in right.split() else "left", overflow="fold")
+        made.add_column(name, justify="right" if name in right else "left", overflow="fold")
     for row in rows:
-        made.add_row(*(Text(str(value)) for value in row))  # Text: no markup read from names and paths
+        made.add_row(*(Text(printable(str(value))) for value in row))
     return made
 
 
@@ -131,7 +157,7 @@ def pruned_table(removed: Sequence[tuple[str, int, str]], *, dry_run: bool) -> G
     rows = [(key[:16], size(n_bytes), reason) for key, n_bytes, reason in removed]
     return Group(
         Text(f"{len(removed)} artifacts {verb}, {freed}"),
-        *([table("", ("key", "size", "why"), rows, right="size")] if removed else []),
+        *([table("", ("key", "size", "why"), rows, right=("size",))] if removed else []),
     )
 
 
@@ -167,7 +193,7 @@ def cuts_table(network: str, points: Sequence[CutPoint], image_size: int) -> Tab
     ]
     columns = ("cut", "depth", "shape", "layout", "parameters", "for one image", "also called")
     title = f"{network} on {image_size} x {image_size} pixels (depth: share of the FLOPs below the cut)"
-    return table(title, columns, rows, right="depth parameters")
+    return table(title, columns, rows, right=("depth", "parameters"))
 
 
 def data_table(infos: Sequence[DatasetInfo]) -> Table:
@@ -183,7 +209,7 @@ def data_table(infos: Sequence[DatasetInfo]) -> Table:
         for info in infos
     ]
     columns = ("name", "classes", "training", "test", "pixels", "here")
-    return table("Images; `regraft data info NAME` tells more", columns, rows, right="classes training test pixels")
+    return table("Images; `regraft data info NAME` tells more", columns, rows, right=columns[1:5])
 
 
 def data_text(info: DatasetInfo) -> Table:
@@ -237,7 +263,7 @@ def rates_text(study: Study, run: Run, found: LearningRates) -> Group:
     end = "stopped: the loss rose to four times its lowest" if found.stopped else "up to the highest rate"
     return Group(
         table(f"{run.label}: {len(found.rates)} mini-batches, {end}", ("lr", "smoothed loss", ""), rows,
-              right="lr loss"),
+              right=("lr", "loss")),
         Text(f"\nSuggested: {found.steepest:.2g} (the loss falls fastest), {found.tenth:.2g} (a tenth of the rate at "
              "the lowest loss)."),
         Text(f"Under `recipes` in the study file: {_with_rate(study, run, f'{low:.2g}')}"),
@@ -261,10 +287,7 @@ def draw_rates(run: Run, found: LearningRates, file: Path) -> None:
     """Write the figure of a range test. Raises StoreError where nothing can be written."""
     from regraft.show.figures import lr_curve, save
 
-    try:
-        save(lr_curve(found, run.label), file)
-    except OSError as error:
-        raise StoreError(f"cannot write {file}: {error.strerror or error}; name another file with --out") from error
+    save(lr_curve(found, run.label), file)
 
 
 def doctor_table(findings: Sequence[Finding]) -> Table:

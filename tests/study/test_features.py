@@ -32,13 +32,13 @@ from regraft.spec import Study
 from regraft.study.run import run_study
 from regraft.study.store import Store
 study, store, last = json.loads(sys.argv[1]), Store(sys.argv[2]), int(sys.argv[3])
-stored, left = features._store_shard, [last]
+stored, left = features.store_shard, [last]
 def store_shard(*args):
     stored(*args)
     left[0] -= 1
     if left[0] == 0:
         os.kill(os.getpid(), signal.SIGKILL)
-features._store_shard = store_shard
+features.store_shard = store_shard
 run_study(Study.from_dict(study), store, threads=1, device="cpu").to_csv(sys.argv[2] + ".csv")
 """
 

@@ -155,6 +155,21 @@ def test_the_state_follows_the_events(quiet: tuple[LiveView, str]) -> None:
     assert state(address)["headline"].startswith("2/4 runs")
 
 
+def test_a_report_that_comes_after_the_end_does_not_replace_the_finished_one(tmp_path: Path) -> None:
+    view = LiveView(Study.from_dict(small_study()))
+    view.show([], b"<p>the whole report</p>")
+    before = view.state()["report"]
+    written = tmp_path / "report.html"
+    written.write_bytes(b"<p>the whole report</p>")
+    threading.Timer(0.2, view.page).start()  # a browser that looks on
+    began = time.monotonic()
+    view.finish(written)
+    assert time.monotonic() - began < 5
+    view.show([{"row": "old"}], b"<p>half of it</p>")
+    assert view.page() == written.read_bytes()
+    assert view.state()["report"] != before, "a browser would not fetch it"
+
+
 def test_the_end_waits_for_a_page_that_looks_on_and_for_no_other(quiet: tuple[LiveView, str], tmp_path: Path) -> None:
     view, address = quiet
     report = tmp_path / "report.html"

@@ -10,7 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from regraft import cli_show
-from regraft.errors import RegraftError, StudyError
+from regraft.errors import RegraftError, StoreError, StudyError
 from regraft.show import gallery
 from tests.unit.show_example import grid_of_cuts, seven_rows
 
@@ -88,6 +88,14 @@ def test_a_table_is_printed_or_written(results: str, tmp_path: Path) -> None:
     assert file.read_text("utf-8").startswith("| row | accuracy")
     with pytest.raises(StudyError, match="--out"):
         run("table", results, "--format", "parquet")
+
+
+@pytest.mark.parametrize("words", [("figure", "rows"), ("table",), ("compare",)])
+def test_a_place_that_cannot_be_written_is_named(results: str, tmp_path: Path, words: tuple[str, ...]) -> None:
+    (tmp_path / "file").write_text("")
+    out = str(tmp_path / "file" / ("out.md" if words[0] != "figure" else "out.json"))
+    with pytest.raises(StoreError, match="cannot write"):
+        run(*words, results, *([results] if words[0] == "compare" else []), "--out", out)
 
 
 def test_a_uri_is_mlflows_alone(results: str) -> None:

@@ -82,7 +82,7 @@ def test_question_answer_rows_missing_alarms_and_provenance_are_there() -> None:
         "95.2 % [94.5, 95.9]", "95.2, 94.9, 95.5 %", "no way to get the weights here",
         "it never started learning",
         "21; test labels were read once for each", "± 0.21 points", "NVIDIA H100", "torch 2.14.1",
-        "regraft run <cifar>", results.cells[0].key, "regraft audit cifar", "No power was measured",
+        "regraft run <cifar>", results.cells[0].key, "regraft audit STUDY", "No power was measured",
         *results.study.to_yaml().split("\n")[0].split(),
     ):  # fmt: skip
         assert wanted in text

@@ -62,8 +62,8 @@ def list_folder(path: str | Path) -> Listing:
     """
     root = _root(path)
     try:
-        folders = _part_folders(root)
-        found = {part: _by_class(folder) for part, folder in folders.items()}
+        folders = part_folders(root)
+        found = {part: pictures_by_class(folder) for part, folder in folders.items()}
     except OSError as error:  # no permission, a path longer than the system allows
         raise DataUnavailable(f"folder:{path}: cannot be read: {error.filename}: {error.strerror}") from error
     classes = tuple(found["train"])
@@ -89,7 +89,7 @@ def _root(path: str | Path) -> Path:
     raise DataUnavailable(f"folder:{path}: there is no folder {root.absolute()}; give a folder of class folders")
 
 
-def _part_folders(root: Path) -> dict[str, Path]:
+def part_folders(root: Path) -> dict[str, Path]:
     """train, test and validation folders if `root` has them; else `root` itself as the training pool."""
     # A class may be called "train" (a railway's): a part holds folders, a class holds pictures.
     parts = [d for d in _subfolders(root) if d.name.lower() in PART_NAMES and _subfolders(d)]
@@ -116,7 +116,7 @@ def _subfolders(folder: Path) -> list[Path]:
     return sorted(found, key=lambda d: _normal(d.name))
 
 
-def _by_class(folder: Path) -> dict[str, list[Path]]:
+def pictures_by_class(folder: Path) -> dict[str, list[Path]]:
     subfolders = _subfolders(folder)
     found = {_normal(d.name): list(_pictures(d)) for d in subfolders}
     if len(found) < len(subfolders):

@@ -124,7 +124,7 @@ def _exported(module: nn.Module, sample: Tensor) -> tuple[bytes, list[str]]:
     # would show it.
     example = sample[:1].expand(3 if len(sample) == 2 else 2, -1, -1, -1).contiguous()
     file = io.BytesIO()
-    with _quiet_exporter():
+    with quiet_exporter():
         # The exporter by tracing is deprecated, but takes 0.3 s where that by torch.export takes 7.
         torch.onnx.export(
             _InOrder(module), (example,), file,  # type: ignore[arg-type]
@@ -134,7 +134,7 @@ def _exported(module: nn.Module, sample: Tensor) -> tuple[bytes, list[str]]:
 
 
 @contextlib.contextmanager
-def _quiet_exporter() -> Iterator[None]:
+def quiet_exporter() -> Iterator[None]:
     """No warnings, and no graph on stdout: where an operator cannot be exported, torch 2.14 prints thousands of
     characters whatever `verbose` says, since its setup_onnx_logging takes a function for the function's result."""
     log = torch._C._jit_onnx_log

@@ -65,7 +65,7 @@ def predictor_of_run(run: Run, cell: Cell, bench: Bench, *, device: str = "auto"
     """The same of a run whose fit is in the bench's store.
 
     cell: what was measured of it; its accuracies and numbers of images go into the file."""
-    manifest, trained = _manifest(run, cell, bench), _Trained.of(run, bench)
+    manifest, trained = manifest_of(run, cell, bench), Trained.of(run, bench)
     network = answering(manifest, trained.trunk(manifest), trained.classify)
     return Predictor(manifest, network, device=device, backend=backend)
 
@@ -88,14 +88,14 @@ def _best_cell(results: Results, row: str, seed: int | Literal["best"]) -> Cell:
 # --- weights ------------------------------------------------------------------------------------------------------
 
 
-class _Trained:
+class Trained:
     """A stored fit: what of its trunk is its own, and its head."""
 
     def __init__(self, run: Run, model: Grafted | None, state: Mapping[str, Tensor], classify: nn.Module) -> None:
         self.run, self.model, self.state, self.classify = run, model, state, classify
 
     @classmethod
-    def of(cls, run: Run, bench: Bench) -> _Trained:
+    def of(cls, run: Run, bench: Bench) -> Trained:
         """Of a head on cached features: the source's tensors and the head. Else the whole network."""
         tensors = bench.store.tensors(bench.keys.fitted(run))
         head = {name.removeprefix("head/"): value for name, value in tensors.items() if name.startswith("head/")}
@@ -135,7 +135,7 @@ class _Trained:
 # --- what the file says -------------------------------------------------------------------------------------------
 
 
-def _manifest(run: Run, cell: Cell, bench: Bench) -> Manifest:
+def manifest_of(run: Run, cell: Cell, bench: Bench) -> Manifest:
     keys, data = bench.keys, bench.dataset(run)
     network, stem = keys.network(run)
     points = [bench.point(run, cut) for cut in keys.cuts(run)]
@@ -167,7 +167,7 @@ def _calibration(run: Run, bench: Bench) -> tuple[float, dict[str, Any]]:
     if held is None or len(held) == 0:
         return 1.0, {}
     before = run.model_copy(update={"refit": False}) if run.refit else run
-    temperature, told = calibrate(_Trained.of(before, bench).logits(held, bench), held.labels)
+    temperature, told = calibrate(Trained.of(before, bench).logits(held, bench), held.labels)
     return temperature, {**told, "before_refit": run.refit}
 
 

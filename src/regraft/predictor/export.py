@@ -22,7 +22,7 @@ from torch import nn
 
 from regraft.data.home import TEMPORARY_PREFIX
 from regraft.errors import PredictorError, UnknownName, nearest
-from regraft.learn.backend_table import OPSET, _quiet_exporter, absent
+from regraft.learn.backend_table import OPSET, absent, quiet_exporter
 from regraft.networks.trace import structural_copy
 from regraft.predictor.card import model_card
 from regraft.predictor.export_timm import run_timm, timm_refusal, write_timm
@@ -166,7 +166,7 @@ def _write_onnx(predictor: Predictor, path: Path) -> None:
     import onnx
 
     file = io.BytesIO()
-    with _quiet_exporter():
+    with quiet_exporter():
         # The exporter by tracing is deprecated, but needs no further package; `compare` runs several batch sizes,
         # so a number of pictures that was written down as a constant does not pass.
         torch.onnx.export(

@@ -18,9 +18,9 @@ from regraft.analysis.between import Between, Match
 from regraft.analysis.compare import p_text
 from regraft.analysis.table import rows_table
 from regraft.analysis.worth import label_worths
-from regraft.data.home import write_file
 from regraft.errors import RegraftError, UnknownName, nearest
 from regraft.show.text import percent, printable
+from regraft.study.files import write_bytes, write_text
 from regraft.study.results import CSV_FIELDS, Results
 
 Row = dict[str, Any]
@@ -76,7 +76,7 @@ def write_table(results: Results, path: str | Path, form: str | None = None, *, 
     form = form or {".csv": "csv", ".parquet": "parquet", ".tex": "latex", ".md": "markdown"}.get(file.suffix.lower())
     if form is None:
         raise UnknownName(f"no format for {file.name!r}; name one of {', '.join(FORMATS)} with --format")
-    write_file(file, table(results, form, cells=cells))
+    write_bytes(file, table(results, form, cells=cells))
     return file
 
 
@@ -216,7 +216,7 @@ def write_between(found: Between, path: str | Path) -> Path:
             text = _page(title, found.summary(), rows)
         case ending:
             raise UnknownName(f"cannot write a comparison as {ending!r}. Endings: .html, .md.")
-    write_file(file, text.encode())
+    write_text(file, text)
     return file
 
 

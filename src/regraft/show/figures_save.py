@@ -11,9 +11,9 @@ from typing import Any
 import vl_convert
 from PIL import Image
 
-from regraft.data.home import write_file
 from regraft.errors import StudyError, UnknownName
 from regraft.show.figures_base import LETTERS, NARROW, PAPERS, Chart, drawn, page, spec, theme
+from regraft.study.files import write_bytes
 
 # name -> width and height in mm; no height: as high as it is
 SIZES: dict[str, tuple[float, float | None]] = {"column": (85, None), "page": (170, None), "slide": (254, 143)}
@@ -54,7 +54,7 @@ def save_figure(
     document = ""
     if width is not None:
         made, document = fitted(made, config, width, height)
-    write_file(file, _content(file.suffix.lower(), made, config, document))
+    write_bytes(file, _content(file.suffix.lower(), made, config, document))
     return file
 
 

@@ -20,6 +20,7 @@ import jinja2
 from markupsafe import Markup
 
 from regraft.show.text import percent, printable
+from regraft.study.files import write_text
 
 SIZE = '<span id="size"></span>'  # in a page: replaced by how large the file is
 MEGABYTE = 1e6
@@ -46,13 +47,8 @@ def policy(*scripts: str) -> str:
 
 
 def write_page(html: str, path: str | Path) -> Path:
-    """Write `html` to `path`, whole or not at all; returns the path."""
-    file = Path(path)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
-    unfinished.write_text(html, "utf-8")
-    unfinished.replace(file)
-    return file
+    """Write `html` to `path`, whole or not at all; returns the path. Raises StoreError."""
+    return write_text(Path(path), html)
 
 
 def told(text: str) -> str:

@@ -119,7 +119,6 @@ def _sources(results: Results, command: str) -> dict[str, Any]:
         "row_costs": rows_costs(taken),
         "cost_note": NO_POWER,
         "audit": None if audited is None else {**vars(audited), "tables": audit_tables(audited)},
-        "audit_command": f"regraft audit {results.study.study}",
         "provenance": provenance(results, command),
         "study_file": study_file(results),
         "keys": results.cells,

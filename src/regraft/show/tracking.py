@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -33,7 +34,10 @@ def track(results: Results, to: str, *, place: str | Path) -> tuple[int, int]:
     RegraftError without its package."""
     if to not in TRACKERS:
         raise UnknownName(f"there is no tracker {to!r}{nearest(to, TRACKERS)} Trackers: {', '.join(TRACKERS)}")
-    return TRACKERS[to](results, place)
+    try:
+        return TRACKERS[to](results, place)
+    except OSError as error:
+        raise RegraftError(f"cannot write to {place}: {error.strerror or error}; name another --folder") from error
 
 
 def final_metrics(cell: Cell) -> dict[str, float]:
@@ -98,11 +102,13 @@ def _to_tensorboard(results: Results, place: str | Path) -> tuple[int, int]:
     for cell in results.cells:
         name = f"{_folder_name(cell.row)} seed {cell.seed} {cell.key[:12]}"
         folder = Path(place) / _folder_name(results.study.study) / name
-        if any(folder.glob("events.out.*")):
+        if folder.is_dir():
             there += 1
             continue
+        unfinished = folder.with_name(f".{name}.unfinished")  # renamed once whole: a stop leaves nothing that counts
+        shutil.rmtree(unfinished, ignore_errors=True)
         at = _seconds(cell)
-        writer = EventFileWriter(str(folder))
+        writer = EventFileWriter(str(unfinished))
         given: dict[str, Any] = dict(parameters(results.study, rows, cell).items())
         session = hparams.hparams_pb(given, trial_id=cell.key, start_time_secs=at)
         writer.add_event(Event(wall_time=at, summary=session))
@@ -114,6 +120,7 @@ def _to_tensorboard(results: Results, place: str | Path) -> tuple[int, int]:
             values = [Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()]
             writer.add_event(Event(wall_time=at, step=step, summary=Summary(value=values)))
         writer.close()
+        unfinished.rename(folder)
         written += 1
     return written, there
 

@@ -77,7 +77,8 @@ class LiveView:
     def show(self, rows: list[dict[str, Any]], page: bytes) -> None:
         """Serve this report from now on."""
         with self._lock:
-            self._rows, self._page, self._tag = rows, page, hashlib.sha256(page).hexdigest()[:32]
+            if not self._written:  # a report that was begun before the end comes too late
+                self._rows, self._page, self._tag = rows, page, hashlib.sha256(page).hexdigest()[:32]
 
     def cannot_draw(self) -> None:
         """Say on the page that there will be no report before the end."""
@@ -86,8 +87,10 @@ class LiveView:
 
     def finish(self, report: Path) -> None:
         """The run is over and its report written: show that, and wait a moment for a page that is looking on."""
-        self.show([], report.read_bytes())
+        page = report.read_bytes()
         with self._lock:
+            # Another tag than the same page had while the run went on: the browser fetches it, and we know that it did.
+            self._rows, self._page, self._tag = [], page, "end-" + hashlib.sha256(page).hexdigest()[:32]
             self._written = printable(str(report))
             looks_on = time.monotonic() - self._asked < 2 * POLL_SECONDS
         if looks_on:
@@ -176,15 +179,17 @@ class _Drawing(threading.Thread):
         self.view.news.wait()
         if self.over.is_set():
             return
-        words = [sys.executable, "-m", "regraft.show.watch_report"]
+        # -P: nothing in the folder where the run was started is taken for a library.
+        words = [sys.executable, "-P", "-m", "regraft.show.watch_report"]
         pipe = subprocess.PIPE
-        with subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL) as self.process:
-            try:
-                self._ask(self.process)
-            except OSError:  # a process that has gone reads nothing
-                self.view.cannot_draw()
-            finally:
-                self.process.terminate()
+        try:
+            with subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL) as self.process:
+                try:
+                    self._ask(self.process)
+                finally:
+                    self.process.terminate()
+        except OSError:  # it cannot be started, or has gone and reads nothing
+            self.view.cannot_draw()
 
     def _ask(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdin is not None
@@ -218,6 +223,11 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     allow_reuse_address = sys.platform != "win32"  # there it would let two programs have one port
     view: LiveView
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A page that has gone is no error."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -275,8 +285,7 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in {**headers, "Content-Security-Policy": policy}.items():
             self.send_header(name, value)
         self.end_headers()
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the page has gone
-            self.wfile.write(content)
+        self.wfile.write(content)
 
     def log_message(self, format: str, *args: object) -> None:
         """Nothing: the terminal belongs to the run."""

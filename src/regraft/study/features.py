@@ -133,7 +133,7 @@ def obtain_features(task: FeatureTask, bench: Bench, advance: Advance, wait: boo
             return "there already"
         prefer = _preferred(task, bench)
         trunk, backend = bench.kept(
-            f"{_trunk_name(task, bench)} {prefer}", lambda: _prepared(task, every, prefer, bench)
+            f"{_trunk_name(task, bench)} {prefer}", lambda: prepared_trunk(task, every, prefer, bench)
         )
         before = trunk.state_hash()
         shards = [every[i : i + SHARD] for i in range(0, len(every), SHARD)]
@@ -153,7 +153,7 @@ def obtain_features(task: FeatureTask, bench: Bench, advance: Advance, wait: boo
                 own = np.isin(positions, missing)
                 if own.any():
                     rows = features[column.name][torch.from_numpy(own)]
-                    _store_shard(column, task.place, positions[own], rows, before, record, bench)
+                    store_shard(column, task.place, positions[own], rows, before, record, bench)
             advance((i + 1) / len(shards), f"{min((i + 1) * SHARD, len(every)):,} of {len(every):,} images")
     cuts = f"{len(task.columns)} cut{'s' * (len(task.columns) > 1)}"
     return f"{len(every):,} images, {cuts}, {backend.name}"
@@ -197,7 +197,7 @@ def _preferred(task: FeatureTask, bench: Bench) -> str:
     return earlier if earlier and not absent(earlier, bench.device) else "auto"
 
 
-def _prepared(task: FeatureTask, every: Positions, prefer: str, bench: Bench) -> tuple[Trunk, Backend]:
+def prepared_trunk(task: FeatureTask, every: Positions, prefer: str, bench: Bench) -> tuple[Trunk, Backend]:
     """The frozen trunk of the task, giving the features of all its columns in one pass, and the back end it runs on."""
     run = task.run
     spec = bench.network(run)
@@ -234,7 +234,7 @@ def _images(task: FeatureTask, positions: Positions, bench: Bench) -> ImageBatch
     )
 
 
-def _store_shard(
+def store_shard(
     column: Column, place: Place, positions: Positions, rows: Tensor, trunk_hash: str, record: dict[str, Any],
     bench: Bench,
 ) -> None:  # fmt: skip

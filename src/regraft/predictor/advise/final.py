@@ -17,12 +17,12 @@ from regraft.errors import RegraftError
 from regraft.predictor.advise.clock import Clock
 from regraft.predictor.advise.explore import RECIPES, VALIDATION, Choice, Place
 from regraft.predictor.advise.stage import Staged
-from regraft.predictor.build import _manifest, _Trained
+from regraft.predictor.build import Trained, manifest_of
 from regraft.predictor.network import answering
 from regraft.predictor.predict import Predictor
 from regraft.spec import Row, Run, Study, Target
 from regraft.study.bench import Bench
-from regraft.study.features import Column, _store_shard, read_features
+from regraft.study.features import Column, read_features, store_shard
 from regraft.study.fits import FitTask, obtain_fits
 from regraft.study.heads import obtain_heads, together
 from regraft.study.keys import cacheable
@@ -136,7 +136,7 @@ def predictor(scored: Scored, staged: Staged, everything: Staged, place: Place, 
     parts, _ = bench.training(run)
     learnt = sum(map(len, parts))
     cell = replace(scored.cell, train_images=learnt)
-    manifest, trained = _manifest(run, cell, bench), _Trained.of(run, bench)
+    manifest, trained = manifest_of(run, cell, bench), Trained.of(run, bench)
     return Predictor(
         manifest, answering(manifest, trained.trunk(manifest), trained.classify), device=place.device
     ), learnt
@@ -170,4 +170,4 @@ def _carry_over(run: Run, bench: Bench, staged: Staged, whole: Run, whole_bench:
     for cut, parts in blocks.items():
         rows = torch.cat(parts)[torch.from_numpy(order)].contiguous()
         record = {"backend": backend, "carried_over": True}
-        _store_shard(Column(whole, cut), ("train", 0), np.array(positions)[order], rows, trunk, record, whole_bench)
+        store_shard(Column(whole, cut), ("train", 0), np.array(positions)[order], rows, trunk, record, whole_bench)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from regraft.analysis.findings import Problem
 from regraft.data.duplicates import calibrate, find_pairs
-from regraft.data.folders import TEST_SHARE, _by_class, _part_folders
+from regraft.data.folders import TEST_SHARE, part_folders, pictures_by_class
 from regraft.data.pictures import FORMATS, decode_pictures
 from regraft.data.sketches import look_at, nearly_constant
 from regraft.errors import DataUnavailable, StudyError
@@ -97,7 +97,7 @@ def look(path: str | Path, *, compared: int = MOST_COMPARED, report: Report | No
 def _listed(root: Path) -> tuple[list[Picture], tuple[str, ...], bool, list[Problem]]:
     """All files named like pictures; classes without any are told of."""
     try:
-        by_part = {part: _by_class(folder) for part, folder in _part_folders(root).items()}
+        by_part = {part: pictures_by_class(folder) for part, folder in part_folders(root).items()}
     except OSError as error:
         raise DataUnavailable(f"{root} cannot be read: {error.filename}: {error.strerror}") from error
     names = sorted({name for by_class in by_part.values() for name in by_class})

@@ -22,7 +22,7 @@ from regraft.predictor.advise.clock import Clock
 from regraft.predictor.advise.explore import ITERATIONS, LOGISTIC, Choice, Place, study_of
 from regraft.spec import Run
 from regraft.study.bench import Bench
-from regraft.study.features import Column, FeatureTask, _prepared, read_features
+from regraft.study.features import Column, FeatureTask, prepared_trunk, read_features
 
 MOST_TESTS, TESTED = 3, 0.93  # self-tests, and the share of the time by which they have ended
 REPEATS = (0, 1)  # each deals the pictures to other folds
@@ -127,6 +127,6 @@ def _features(run: Run, bench: Bench, images: NDArray[np.uint8]) -> Tensor:
     cut = bench.keys.cut(run)
     column = Column(run, cut)
     positions = np.arange(min(len(images), len(bench.dataset(run).train)))
-    trunk, backend = _prepared(FeatureTask((column,), ("train", 0), positions), positions, "fused", bench)
+    trunk, backend = prepared_trunk(FeatureTask((column,), ("train", 0), positions), positions, "fused", bench)
     batches = ImageBatches(images, np.zeros(len(images), np.int64), bench.keys.preprocessing(run), device=bench.device)
     return extract(trunk, batches, backend=backend)[column.name]
