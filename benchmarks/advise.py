@@ -77,7 +77,7 @@ def measure(pictures: Path, per_class: int, draw: int, place: Path, options: arg
     accuracy = right / len(rest)
     return {
         "per_class": per_class, "draw": draw, "minutes": options.minutes, "seconds": round(seconds, 1),
-        "within_budget": seconds <= 66 * options.minutes, "chosen": advice.best.what,
+        "in_110_percent_of_time": seconds <= 66 * options.minutes, "chosen": advice.best.what,
         "promised": advice.accuracy, "low": low, "high": high, "test_images": advice.expected.test_images,
         "came": accuracy, "unseen": len(rest), "came_interval": wilson_interval(right, len(rest)),
         "inside": low <= accuracy <= high, "answered_out_of_fold": advice.answered,
@@ -134,7 +134,7 @@ def summary(found: list[dict[str, object]]) -> dict[str, object]:
     honest = [one for one in found if one["labels_changed"] is None]
     inside = sum(bool(one["inside"]) for one in honest)
     return {
-        "draws": len(found), "within_budget": sum(bool(one["within_budget"]) for one in found),
+        "draws": len(found), "in_110_percent_of_time": sum(bool(one["in_110_percent_of_time"]) for one in found),
         "draws_with_right_labels": len(honest), "inside_interval": inside,
         "inside_wilson": wilson_interval(inside, len(honest)) if honest else None,
     }  # fmt: skip

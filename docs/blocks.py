@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
@@ -15,6 +16,14 @@ def fill(text: str, name: str, content: str) -> str:
         raise SystemExit(f"expected one block {begin} ... {end}")
     before, rest = text.split(begin)
     return f"{before}{begin}\n{content.strip()}\n{end}{rest.split(end)[1]}"
+
+
+def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Markdown. Cells are one line each, and hold code and links as they are."""
+    cells = [
+        [" ".join(cell.split()).replace("|", "\\|") for cell in line] for line in (head, ["---"] * len(head), *lines)
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 def update(blocks: dict[str, dict[str, str]], *, check: bool) -> None:

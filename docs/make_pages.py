@@ -11,13 +11,12 @@ import json
 import platform
 import sys
 import tempfile
-from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from blocks import REPOSITORY, update
+from blocks import REPOSITORY, table, update
 from examples import digest, examples, run
 
 from regraft import errors
@@ -143,11 +142,6 @@ def errors_block() -> str:
     """The tree in the docstring of regraft.errors."""
     tree = (errors.__doc__ or "").split("\n\n")[1]
     return f"```text\n{tree}\n```"
-
-
-def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    cells = [[cell.replace("|", "\\|") for cell in line] for line in (head, ["---"] * len(head), *lines)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 def outputs(page: str) -> dict[str, str]:

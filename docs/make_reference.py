@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from enum import EnumMeta
 from typing import Any, get_args
 
 import typer
-from blocks import update
+from blocks import table, update
 
 from regraft.cli import app
 from regraft.spec import Episodes, Grid, Head, Preprocessing, Recipe, Row, Source, Study, Target
@@ -68,7 +68,7 @@ def _command(path: str, function: Callable[..., Any], tail: str = "") -> str:
             rows.append((f"`{name.strip('[].')}`", meaning, default))
     lines = [f"## {path}\n", "```", " ".join([*usage, *([tail] if tail else [])]), "```"]
     lines += [inspect.cleandoc(function.__doc__ or ""), ""]
-    return "\n".join([*lines, *([_table(("argument or option", "meaning", "default"), rows), ""] if rows else [])])
+    return "\n".join([*lines, *([table(("argument or option", "meaning", "default"), rows), ""] if rows else [])])
 
 
 def _in_brackets(words: list[str]) -> str:
@@ -89,7 +89,7 @@ def _model(title: str, schema: Mapping[str, Any]) -> str:
          field.get("description", ""))
         for name, field in schema["properties"].items()
     ]  # fmt: skip
-    return f"### {title}\n\n{_table(('field', 'type', 'default', 'meaning'), rows)}\n"
+    return f"### {title}\n\n{table(('field', 'type', 'default', 'meaning'), rows)}\n"
 
 
 def _json(value: object) -> str:
@@ -117,7 +117,7 @@ def preset_reference() -> str:
     for words, images, image_size, network, method in TASKS:
         made = [make(images=images, image_size=image_size, network=network, method=method) for make in PRESETS.values()]
         rows.append((words, *map(_recipe, made)))
-    return _table(("task", *(f"`{name}`" for name in PRESETS)), rows)
+    return table(("task", *(f"`{name}`" for name in PRESETS)), rows)
 
 
 def _recipe(recipe: Recipe) -> str:
@@ -158,15 +158,6 @@ def _bounds(field: Mapping[str, Any]) -> str:
         if name in field
     ]
     return f" {', '.join(said)}" if said else ""
-
-
-def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    lines = [head, tuple("---" for _ in head), *rows]
-    return "\n".join(f"| {' | '.join(_cell(cell) for cell in line)} |" for line in lines)
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
 
 
 if __name__ == "__main__":

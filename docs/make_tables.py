@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import science_tables
-from blocks import REPOSITORY, update
+from blocks import REPOSITORY, table, update
 
 from regraft.analysis.table import rows_table
 from regraft.show.figures import accuracy_by_cut, save
@@ -83,9 +83,8 @@ def _rows(study: Study, measured: list[list[str]], chances: dict[str, float | No
         columns["target"] = [_goal(targets.get(row.name), chances.get(row.name)) for row in rows]
     if any(row.original is not None for row in rows):
         columns["original study"] = [percent(row.original) for row in rows]
-    lines = [list(columns), *map(list, zip(*columns.values(), strict=True))]
-    escaped = [[cell.replace("|", chr(92) + "|") for cell in line] for line in lines]
-    return f"**{study.study}**: {study.question}\n\n{_lines(escaped)}\n\n{where}"
+    lines = list(zip(*columns.values(), strict=True))
+    return f"**{study.study}**: {study.question}\n\n{table(list(columns), lines)}\n\n{where}"
 
 
 def _targets(study: Study) -> dict[str, dict[str, Any]]:
@@ -135,11 +134,11 @@ def speed_block() -> str:
         if not path.is_file():
             continue
         content = json.loads(path.read_text("utf-8"))
-        for part, table in tables.items():
+        for part, told in tables.items():
             if part and part not in content:  # a section that was not asked for
                 continue
-            title, lines, where = table(content)
-            parts.append(f"**{title}**\n\n{_lines(lines)}\n\n`{content['command']}`; {where}; recorded in "
+            title, lines, where = told(content)
+            parts.append(f"**{title}**\n\n{table(lines[0], lines[1:])}\n\n`{content['command']}`; {where}; recorded in "
                          f"`docs/records/benchmarks/{path.name}`.")  # fmt: skip
     return "\n\n".join(parts)
 
@@ -237,11 +236,6 @@ SPEED = {
     "memory": {"": _peaks},
     "train-cpu": {"contenders": _training, "bf16": _precision, "memory_order": _orders},
 }
-
-
-def _lines(lines: Lines) -> str:
-    head, *rest = lines
-    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rest])
 
 
 def record(path: Path) -> None:

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from blocks import REPOSITORY
+from blocks import REPOSITORY, table
 
 from regraft.analysis.adviser import adviser_table, table_cells
 from regraft.show.figures_save import save_figure
@@ -23,12 +23,6 @@ from regraft.study.scores import ScoreRow
 
 RECORDS = REPOSITORY / "docs" / "records" / "science"
 FIGURES = REPOSITORY / "docs" / "figures"
-
-
-def table(lines: list[list[str]]) -> str:
-    """Markdown; the first line is the head."""
-    head, *rest = [[cell.replace("|", chr(92) + "|") for cell in line] for line in lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rest])
 
 
 def is_science(content: dict[str, Any]) -> bool:
@@ -93,7 +87,7 @@ def audit_block() -> str:
         parts += [
             f"**{content['study']}**: {pairs['all']:,} pairs, {pairs['same_bytes']:,} of them with the same bytes, "
             f"{pairs['mirrored']:,} mirrored; {pairs['labels_differ']:,} under two labels as far as these are known.",
-            table(sets), table(lines), _where(content, path),
+            table(sets[0], sets[1:]), table(lines[0], lines[1:]), _where(content, path),
         ]  # fmt: skip
     return "\n\n".join(parts)
 
@@ -104,9 +98,10 @@ def advice_block() -> str:
     for path in sorted(RECORDS.glob("scores-*.json")):
         content = json.loads(path.read_text("utf-8"))
         name = content["study"]
+        advice = table_cells(adviser_table(rows_of(content), content["by"]))
         parts += [
             f"**{name}**: what was to be chosen is the {content['by']}.",
-            table(table_cells(adviser_table(rows_of(content), content["by"]))),
+            table(advice[0], advice[1:]),
             f"![{name}: accuracy of every candidate against the adviser's score, and the regret of every score]"
             f"(figures/advice-{name}.svg)",
             _where(content, path),

@@ -15,7 +15,8 @@
 # Some of them look like discoveries and are mistakes. This notebook asks the same seven questions, of small images
 # that come with scikit-learn, and shows three of the mistakes at work.
 #
-# It runs as it is, in Jupyter or Colab, on a CPU; nothing is downloaded but regraft itself. Run it as often as you
+# It runs in Jupyter on a CPU, without a download; where regraft is missing, as on Colab, the first cell installs it
+# once it is published. Run it as often as you
 # like: what is computed is kept, and found again.
 
 # %%

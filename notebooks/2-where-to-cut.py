@@ -16,7 +16,8 @@
 # curve of accuracy against the cut shows it, if three other curves stand beside it: without them it can be read in
 # any way one likes.
 #
-# It runs as it is, in Jupyter or Colab, on a CPU; nothing is downloaded but regraft itself. Notebook 1 explains the
+# It runs in Jupyter on a CPU, without a download; where regraft is missing, as on Colab, the first cell installs it
+# once it is published. Notebook 1 explains the
 # words.
 
 # %%

@@ -15,7 +15,8 @@
 # So we ask the other way round: a transferred network reaches some accuracy with a few labelled images of each class.
 # **How many would training from scratch have needed for the same?** That number is its label worth.
 #
-# It runs as it is, in Jupyter or Colab, on a CPU; nothing is downloaded but regraft itself. Notebook 1 explains the
+# It runs in Jupyter on a CPU, without a download; where regraft is missing, as on Colab, the first cell installs it
+# once it is published. Notebook 1 explains the
 # words.
 
 # %%

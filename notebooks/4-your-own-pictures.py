@@ -15,7 +15,8 @@
 # to run anywhere, and asks of it what you would ask of yours: is a network that has learned something else of use for
 # these pictures, and with how many labels?
 #
-# It runs as it is, in Jupyter or Colab, on a CPU; nothing is downloaded but regraft itself. To use your own pictures,
+# It runs in Jupyter on a CPU, without a download; where regraft is missing, as on Colab, the first cell installs it
+# once it is published. To use your own pictures,
 # change one line.
 
 # %%
@@ -87,7 +88,7 @@ display(Image(filename="sheet.png", alt="Ten pictures of each class, a class in 
 
 # %% [markdown]
 # The test part is a fifth of each class, chosen by the files' names: it is the same on every machine, and a picture
-# that you add later does not move the others. Its labels stay locked until the very end.
+# that you add later moves few of the others. Its labels stay locked until the very end.
 #
 # ## The study
 #
@@ -183,7 +184,7 @@ display(SVG(filename=save_figure(figure("classes", results, row=ROW), "classes.s
 #   alone leave, beside the interval over seeds. Two rows that differ by less are not told apart by more seeds either;
 #   only by more test pictures.
 # - **Near-duplicates flatter.** Ten photographs of one flower, some in training and some in the test, measure memory.
-#   `regraft audit folder:my-pictures` looks for them, and for pictures whose label is doubtful.
+#   After the last cell, `regraft audit my-pictures.yaml` looks for them, and for one picture under two labels.
 # - **The test part resembles the rest of the folder.** Pictures from another camera, or of next year, may not.
 # - **Labels that choose are labels.** The validation images are part of the budget; a paper that picks recipes on
 #   extra ones has used more labels than it says.

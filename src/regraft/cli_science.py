@@ -36,7 +36,9 @@ def add_to(app: typer.Typer) -> None:
 def scores(
     study: StudyName,
     by: Annotated[By, typer.Option(help="what is chosen between")] = By.cut,
-    images: Annotated[int, typer.Option(min=50, help="training images looked at, at most")] = 2000,
+    images: Annotated[
+        int, typer.Option(min=50, help="training images looked at, at most; prune keeps the scores of 2,000")
+    ] = 2000,
     out: Annotated[Path | None, typer.Option(help="file of the figures: .svg, .png, .pdf or .html")] = None,
     store: StoreFolder = None,
     device: Device = "auto",

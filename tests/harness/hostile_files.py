@@ -77,7 +77,13 @@ def attempt(make: Any, random: np.random.Generator, root: Path) -> Tried:
     seconds = time.process_time() - began
     if outcome != "FAILED" and (wrong := _wrong(said, seconds, before, root)):
         outcome, said = "FAILED", f"{wrong}: {said[:200]!r}"
-    return Tried(make.__name__, outcome, said[:400], round(seconds, 3), round((_peak() - peak) / 1e6, 1))
+    return Tried(
+        make.__name__,
+        outcome,
+        said.replace(str(root), "CASE")[:400],
+        round(seconds, 3),
+        round((_peak() - peak) / 1e6, 1),
+    )
 
 
 def _wrong(said: str, seconds: float, before: set[str], root: Path) -> str:

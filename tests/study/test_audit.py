@@ -260,3 +260,18 @@ def test_data_that_cannot_be_had_is_named(pictures: Path, tmp_path: Path) -> Non
     study["rows"] = study["rows"][1:]
     with pytest.raises(DataError, match="gone"):
         audit(Study.from_dict(study), Store(tmp_path / "store"))
+
+
+def test_two_spellings_of_a_data_set_are_one(tmp_path: Path) -> None:
+    study = Study.from_dict({
+        "study": "spelt", "seeds": [0],
+        "sources": {"net": {"network": TINY, "weights": "random", "image_size": 32}},
+        "targets": {"a": {"data": "digits", "per_class": 5}, "b": {"data": "DIGITS", "per_class": 5}},
+        "recipes": {"ridge": {"optimizer": "ridge", "weight_decay": 0.1}},
+        "grid": {"source": "net", "method": "frozen", "target": ["a", "b"], "recipe": "ridge"},
+    })  # fmt: skip
+    store = Store(tmp_path)
+    assert not run_study(study, store, threads=1, device="cpu").missing
+    found = audit(study, store)
+    assert [one.data for one in found.sets] == ["digits"]
+    assert len(without_duplicates(read_results(study, store), found)) == 2

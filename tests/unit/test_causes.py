@@ -6,11 +6,14 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 
 from regraft.analysis.causes import CHECKS, Cause, class_order, find_causes
+from regraft.networks import build
+from regraft.networks import cut as cut_at
 from regraft.spec import Preprocessing, Recipe
 from regraft.study.diagnose import Evidence, Probe
-from regraft.study.norm_fit import FAMILIES, Misfit, Other
+from regraft.study.norm_fit import FAMILIES, Misfit, Other, norm_fits
 from regraft.study.results import Cell
 from tests.unit.show_example import cell, confusion
 
@@ -237,3 +240,18 @@ def test_the_input_path_is_named_and_not_what_follows_from_it() -> None:
     assert found == ["normalisation"]
     slow = facts(first_norm=Misfit(5.0, 1.0), head_moved=1e-6, trunk_moved=1e-7, recipe=Recipe(lr=1e-7))
     assert names(broken(), slow) == ["normalisation", "learning rate too low"]
+
+
+@pytest.mark.parametrize(
+    ("name", "cut", "size", "looked"),
+    [
+        ("densenet121", "penultimate", 32, {32, 64, 128, 224}),
+        ("timm/vit_tiny_patch16_224", "blocks.5", 224, set()),
+    ],
+)
+def test_a_network_is_looked_at_with_the_sizes_that_it_takes(name: str, cut: str, size: int, looked: set[int]) -> None:
+    body, _ = cut_at(build(name, seed=0).eval(), cut)
+    pictures = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        fits = norm_fits(body, pictures, OWN.model_copy(update={"image_size": size}), None)
+    assert set(fits.sizes) == looked

@@ -205,5 +205,5 @@ def test_a_figure_that_cannot_be_written_is_one_clear_message(study: Study, tmp_
 
     found = find(network(), blobs())
     (tmp_path / "file").write_text("where a folder would have to be")
-    with pytest.raises(StoreError, match=r"cannot write "):
+    with pytest.raises(StoreError, match=r"cannot write .*; choose another place with --out"):
         draw_rates(plan(study)[0], found, tmp_path / "file" / "rates.svg")

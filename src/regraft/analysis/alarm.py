@@ -40,7 +40,7 @@ SEEN = {
     ),
     "chance": (
         "accuracy {accuracy:.1f} % of {test_images:,} test images is not clearly above chance, "
-        "{chance:.1f} % (exact binomial p = {p:.2g})."
+        "{chance:.1f} % ({test} p = {p:.2g})."
     ),
     "memorised": (
         "accuracy on training images is {train:.1f} %, on validation {validation:.1f} %, which is not above "
@@ -136,7 +136,8 @@ def _findings(cell: Cell) -> list[tuple[str, dict[str, object]]]:
     chance = 100 * cell.chance
     if (p := _p_of_guessing(cell)) > CHANCE_LEVEL:
         facts = {"accuracy": 100 * cell.accuracy, "test_images": cell.test_images, "chance": chance, "p": p}
-        found.append(("chance", {**facts, "image_size": cell.image_size}))
+        test = "exact binomial" if cell.episodes is None else f"t over {cell.episodes:,} episodes"
+        found.append(("chance", {**facts, "test": test, "image_size": cell.image_size}))
     if _memorised(cell):
         assert cell.train_accuracy is not None
         assert cell.validation_accuracy is not None

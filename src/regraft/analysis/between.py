@@ -15,13 +15,13 @@ from typing import Any, Literal
 
 from scipy import special
 
+from regraft.analysis.compare import LEVEL
 from regraft.analysis.stats import Summary, holm, paired_difference
 from regraft.analysis.table import TableRow, rows_table
 from regraft.errors import StudyError, UnknownName, nearest
 from regraft.spec import Row, Study
 from regraft.study.results import Cell, Results
 
-LEVEL = 0.05
 SHOWN = 6  # rows that only one side has, in a sentence
 # What rows can be matched by; "name" is the usual
 BY: dict[str, Callable[[TableRow, Cell], str]] = {

@@ -80,7 +80,7 @@ def read_info(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         info = json.loads(file.read_text("utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None  # cut off by a full disk or a crash: converted again
     return info if isinstance(info, dict) and info.get("version") == VERSION and _is_sound(info) else None
 
@@ -99,7 +99,7 @@ def _is_sound(info: dict[str, Any]) -> bool:
         return False
     sides = [*(side for shape in shapes for side in shape), *info["train_counts"]]
     known = {f"{part}_{kind}" for part in ("train", "test", "validation") for kind in ("images", "labels")}
-    parts = arrays.keys() >= {n for n in known if not n.startswith("validation")} and arrays.keys() <= known
+    parts = arrays.keys() in (known, {n for n in known if not n.startswith("validation")})
     return parts and all(isinstance(t, str) for t in texts) and all(type(side) is int for side in sides)
 
 
@@ -144,7 +144,7 @@ def _check_array(folder: Path, name: str, array: NDArray[Any], info: dict[str, A
         )
     if not 0 <= int(array.min()) <= int(array.max()) < classes:
         raise DataDamaged(_damaged(folder, f"{name}.npy has labels outside 0 to {classes - 1}"))
-    if part == "train" and np.bincount(array, minlength=classes).tolist() != info["train_counts"]:
+    if part == "train" and np.bincount(array.astype(np.int64), minlength=classes).tolist() != info["train_counts"]:
         raise DataDamaged(_damaged(folder, f"{name}.npy does not have the numbers of pictures that the record states"))
 
 

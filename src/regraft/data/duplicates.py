@@ -190,7 +190,7 @@ def _candidates(
         values, places = torch.empty(i.stop - top, 0), torch.empty(i.stop - top, 0, dtype=torch.int64)
         for left in range(0, len(theirs), GALLERY_BLOCK):
             j = slice(left, min(left + GALLERY_BLOCK, len(theirs)))
-            products = ours[i] @ theirs[j].T  # (r, 64 c) x (64 c, g) -> (r, g)
+            products = ours[i] @ theirs[j].T  # (r, d) x (d, g) -> (r, g)
             if hidden is not None:
                 products.masked_fill_(hidden(i, j), -2.0)
             best = products.topk(min(CANDIDATES, products.shape[1]), dim=1)

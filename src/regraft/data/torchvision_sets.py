@@ -20,11 +20,11 @@ from PIL import Image
 from regraft.data.archive import extract
 from regraft.data.converted import write_info
 from regraft.data.fetch import Report, download, search_folders
+from regraft.data.formats import MOST_CLASSES
 from regraft.data.home import new_folder
 from regraft.data.pictures import Unreadable, fit_square, in_threads
 from regraft.errors import DataDamaged, DataUnavailable
 
-MOST_CLASSES = 1_000_000
 MAX_DOWNLOAD_BYTES = 32 * 2**30
 _VGG = "https://www.robots.ox.ac.uk/~vgg/data/"
 _GTSRB = "https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370/"
@@ -261,7 +261,7 @@ def _class_names(name: str, parts: dict[str, list[Reader]]) -> tuple[str, ...]:
     labels = [_label(reader, i) for reader in parts["train"] for i in range(len(reader))]
     if not 0 <= max(labels, default=0) < MOST_CLASSES:
         raise DataDamaged(f"{name}: a label of {max(labels):,}; this is not the published data set")
-    return tuple(str(label) for label in range(max(labels) + 1))
+    return tuple(str(label) for label in range(max(labels, default=-1) + 1))
 
 
 def _label(reader: Reader, index: int) -> int:

@@ -258,7 +258,7 @@ class Row(Model):
         default=(),
         description="one or several recipes; the best on validation is scored on test. None for prototype and knn",
     )
-    seeds: Seeds | None = Field(default=None, description="instead of the study's seeds")
+    seeds: Seeds | None = Field(default=None, description="instead of the study's seeds; 0 to 4294967295")
     note: Text = Field(default="", description="shown in the table: what the row is, what was made smaller")
     original: float | None = Field(default=None, ge=0, le=1, description="accuracy the original study reported")
 
@@ -301,7 +301,7 @@ class Grid(Model):
         default=(),
         description="choices for every combination with a head that learns; the best on validation is scored",
     )
-    seeds: Seeds | None = Field(default=None, description="instead of the study's seeds")
+    seeds: Seeds | None = Field(default=None, description="instead of the study's seeds; 0 to 4294967295")
     note: Text = Field(default="", description="shown in the table beside each of the rows")
 
     @field_validator("name")

@@ -38,7 +38,7 @@ class Study(Model):
     question: Text = Field(default="", description="what the study asks, in a sentence; heads the report")
     seeds: Seeds = Field(
         default=(0, 1, 2),
-        description="each seed is one repetition: its own subset, initialisation and order",
+        description="each seed is one repetition: its own subset, initialisation and order; 0 to 4294967295",
     )
     sources: dict[Name, Source] = Field(min_length=1, description="by name: where trunks come from")
     targets: dict[Name, Target] = Field(min_length=1, description="by name: data set and budget of labels")

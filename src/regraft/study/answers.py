@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regraft.errors import ArtifactDamaged, UnknownName
-from regraft.study.keys import SCORE_VERSION
+from regraft.study.keys import score_spec
 from regraft.study.plan import Cell
 from regraft.study.results import Results
 from regraft.study.store import Artifact, key_of
@@ -51,7 +51,7 @@ def read_answers(results: Results) -> dict[Cell, Answers]:
 
 def score_key(fit_key: str, test_images: int | None) -> str:
     """Key of the score of a stored fit, as `Keys.score` has it; test_images: the target's limit."""
-    return key_of({"stage": "score", "version": SCORE_VERSION, "fit": fit_key, "test": {"images": test_images}})
+    return key_of(score_spec(fit_key, test_images))
 
 
 def _answers(artifact: Artifact) -> Answers:

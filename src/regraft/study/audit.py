@@ -224,7 +224,7 @@ def _read(
     record: Mapping[str, Any] | None = None,
 ) -> Audit:
     """What `audit_search.Search.found` gave, under the study's names."""
-    names = {run.target.data: key[0] for key, run in question.sets.items()}
+    names = {run.target.data: key[0] for run in question.budgets.values() if (key := question.set_of(run))}
     told = _Told(results, read_answers(results), names)
     data = list(question.sets)
 
@@ -305,9 +305,9 @@ class _Told:
         self.counts: dict[str, dict[str, int]] = {}  # data set -> class -> test images, where all were scored
         for cell in results.cells:
             target = results.study.targets[cell.target]
-            if (given := answers.get((cell.row, cell.seed))) is None:
+            given, name = answers.get((cell.row, cell.seed)), names.get(target.data)
+            if given is None or name is None:  # not scored, or its images cannot be had
                 continue
-            name = names[target.data]
             if target.classes is None and target.test_images is None:
                 self.counts[name] = dict(zip(cell.class_names, map(sum, cell.confusion), strict=True))
             at, classes = given.positions[given.correct].tolist(), given.predicted[given.correct].tolist()

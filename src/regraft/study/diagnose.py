@@ -41,7 +41,7 @@ class Probe:
     content: float  # share of their area inside the frame in which all of them are black
     mean: float  # of the prepared batch
     std: float
-    spread: float  # of the trunk's pooled features between images, as a share of their mean length
+    spread: float  # of the trunk's output between images, as a share of its mean length
     side: int | None  # of the last maps up to the cut, in positions; None: the network has none
     head_moved: float | None  # |trained - start| / |start| of its parameters; None: it was not stepped
     trunk_moved: float | None  # None: frozen

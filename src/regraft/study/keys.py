@@ -28,6 +28,11 @@ FIT_VERSION = 2  # 2: linear heads of a cell solved together; only the fields th
 SCORE_VERSION = 2  # 2: few-shot episodes
 
 
+def score_spec(fit_key: str, test_images: int | None) -> Spec:
+    """Of the score of a stored fit; test_images: the target's limit."""
+    return {"stage": "score", "version": SCORE_VERSION, "fit": fit_key, "test": {"images": test_images}}
+
+
 class NotTrained(RunError):
     """A key cannot be known yet: it depends on a run of `row` that has no result."""
 
@@ -222,10 +227,7 @@ class Keys:
         return self._fit_keys[run]
 
     def score(self, run: Run) -> Spec:
-        return {
-            "stage": "score", "version": SCORE_VERSION, "fit": self.fit_key(run),
-            "test": {"images": run.target.test_images},
-        }  # fmt: skip
+        return score_spec(self.fit_key(run), run.target.test_images)
 
     def score_key(self, run: Run) -> str:
         return key_of(self.score(run))

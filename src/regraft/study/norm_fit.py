@@ -154,13 +154,19 @@ def _by_size(
     """Mean misfit over all norms at the recorded image size and at others; {} for a network without norms."""
     from regraft.data.augment import prepare
 
+    if not any(map(is_norm, body.modules())):
+        return {}
     sizes = {recorded.image_size, *SIZES, *([] if published is None else [published.image_size])}
     found = {}
     for size in sorted(size for size in sizes if size == recorded.image_size or size <= LARGEST):
         # As much work as at the recorded size or at 64 px, as far as that goes.
         count = max(4, min(len(pictures), int(len(pictures) * (max(64, recorded.image_size) / size) ** 2)))
         how = recorded.model_copy(update={"image_size": size})
-        seen = _misfits(body, prepare(pictures[:count], how), first=False)
-        if seen:
-            found[size] = sum(misfit.total for misfit in seen) / len(seen)
+        try:
+            seen = _misfits(body, prepare(pictures[:count], how), first=False)
+        except (RuntimeError, AssertionError):  # smaller than its pooling allows, or made for one size
+            if size == recorded.image_size:
+                raise
+            continue
+        found[size] = sum(misfit.total for misfit in seen) / len(seen)
     return found
