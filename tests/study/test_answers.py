@@ -19,7 +19,7 @@ from regraft.study.keys import Keys
 from regraft.study.plan import plan
 from regraft.study.results import Results, read_results
 from regraft.study.run import run_study
-from regraft.study.stages import test_split_logits
+from regraft.study.stages import logits_of_test
 from regraft.study.store import Payload, Store
 from tests.study.conftest import TINY
 from tests.unit.test_startup import TELL, modules_after
@@ -85,7 +85,7 @@ def test_the_confidence_is_the_softmax_of_the_answer(finished: Results) -> None:
     runs = tuple(plan(finished.study))
     bench = Bench(Setting(str(place(finished).root), runs, "cpu", 1, offline=True))
     for cell, own in read_answers(finished).items():
-        logits = test_split_logits(bench.keys.final(cell), bench, lambda done, message: None).double().numpy()
+        logits = logits_of_test(bench.keys.final(cell), bench, lambda done, message: None).double().numpy()
         share = np.exp(logits - logits.max(1, keepdims=True))
         share /= share.sum(1, keepdims=True)
         assert own.confidence is not None

@@ -49,7 +49,7 @@ def obtain_score(run: Run, bench: Bench, advance: Advance, wait: bool) -> str:
         if run.target.episodes is not None:
             return _score_episodes(run, bench, advance)
         test = bench.test(run)
-        logits = test_split_logits(run, bench, advance)
+        logits = logits_of_test(run, bench, advance)
         result = score(test, logits, run=bench.keys.fit_key(run))
         values = {
             "accuracy": result.accuracy,
@@ -69,7 +69,7 @@ def obtain_score(run: Run, bench: Bench, advance: Advance, wait: bool) -> str:
     return f"test {100 * artifact.values['accuracy']:.1f} %"
 
 
-def test_split_logits(run: Run, bench: Bench, advance: Advance) -> Tensor:
+def logits_of_test(run: Run, bench: Bench, advance: Advance) -> Tensor:
     """Logits (n, classes) of the stored fit for the scored test images."""
     positions = test_positions(run, bench)
     tensors = bench.store.tensors(bench.keys.fitted(run))
