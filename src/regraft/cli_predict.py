@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import sys
@@ -97,7 +96,7 @@ def predict(
         raise typer.BadParameter("give --json or --csv, not both")
     from regraft import cli_text
     from regraft.learn.hardware import set_threads
-    from regraft.predictor.answers import answer_files
+    from regraft.predictor.answers import answer_files, write_csv
     from regraft.predictor.files import find_pictures
     from regraft.predictor.predict import Predictor
 
@@ -111,7 +110,7 @@ def predict(
             if as_json:
                 typer.echo(json.dumps(_line(answer, predictor, top)))
     if as_csv:
-        _write_csv(answers, predictor, top)
+        write_csv(answers, predictor.classes, sys.stdout, top=top, spelled=utf8)
     elif not as_json:
         _show(answers, predictor, top)
     if search.labelled or report is not None:
@@ -142,20 +141,6 @@ def _line(answer: Answer, predictor: Predictor, top: int) -> dict[str, object]:
     if top > 1:
         told["top"] = [{"class": name, "probability": round(share, 6)} for name, share in best]
     return told if answer.label is None else {**told, "true": answer.label}
-
-
-def _write_csv(answers: Sequence[Answer], predictor: Predictor, top: int) -> None:
-    from regraft.predictor.predict import ranked
-
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    numbers = ["", *(f" {i}" for i in range(2, min(top, len(predictor.classes)) + 1))]
-    writer.writerow(["file", *(f"{word}{i}" for i in numbers for word in ("class", "probability")), "true", "error"])
-    for one in answers:
-        best: list[object] = [""] * (2 * len(numbers))
-        if one.probabilities is not None:
-            found = ranked(one.probabilities, predictor.classes, len(numbers))
-            best = [value for name, share in found for value in (utf8(name), f"{share:.6f}")]
-        writer.writerow([utf8(one.path), *best, utf8(one.label or ""), one.reason or ""])
 
 
 def _show(answers: Sequence[Answer], predictor: Predictor, top: int) -> None:
@@ -189,10 +174,10 @@ def _judge(
     if as_json and found is not None:
         typer.echo(json.dumps({"evaluation": found[0].told()}))
     elif not quiet and not as_json and found is not None:
-        for table in tables(answers, predictor.manifest):
+        for table in tables(answers, found):
             rows = [[printable(value, WIDE) for value in row] for row in table.rows]
             cli_text.show(cli_text.table(f"\n{table.title}", table.columns, rows, right=table.numbers))
-        for sentence in sentences(answers, predictor.manifest):
+        for sentence in sentences(answers, predictor.manifest, found):
             typer.echo(printable(sentence))
     if report is not None:
         page = page_of(answers, predictor.manifest, model=model.name, command=cli_text.this_command())

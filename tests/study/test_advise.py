@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import regraft.predictor.advise as advising
-from regraft.errors import StudyError, UnknownName, WeightsMismatch
+from regraft.errors import DataUnavailable, Diverged, RegraftError, StudyError, UnknownName, WeightsMismatch
 from regraft.networks import build
 from regraft.predictor.advise import Advice, advise
 from regraft.predictor.advise.clock import Clock, OutOfTime, usual_minutes
@@ -34,11 +35,11 @@ def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "_seconds", lambda *_: 1e6)  # fine-tuning would take all the time that there is
 
 
-def pictures(root: Path, *, each: int = 20, wrong: int = 0) -> Path:
-    """Noisy colours: classes red, green and blue; the first `wrong` files of red are green."""
+def pictures(root: Path, *, each: int = 20, wrong: int = 0, first: int = 0) -> Path:
+    """Noisy colours: classes red, green and blue; the first `wrong` files of red are green. first: number of a file."""
     for label, name in enumerate(("<b>red", "green", "blue")):
         (root / name).mkdir(parents=True)
-        for i in range(each):
+        for i in range(first, first + each):
             rng = np.random.default_rng([label, i])
             colour = COLOURS[1 if label == 0 and i < wrong else label]
             noise = rng.integers(-60, 61, (8, 8, 3))
@@ -83,6 +84,19 @@ def test_a_folder_inside_the_pictures_is_refused(tmp_path: Path) -> None:
     root = pictures(tmp_path / "p", each=2)
     with pytest.raises(StudyError, match="inside the pictures' folder"):
         advise(root, out=root / "out")
+
+
+@pytest.mark.parametrize("minutes", [0, -1.0, float("nan"), float("inf")])
+def test_a_time_that_is_none_is_refused(tmp_path: Path, minutes: float) -> None:
+    with pytest.raises(StudyError, match="above 0"):
+        advise(tmp_path, minutes=minutes)
+
+
+def test_a_missing_folder_of_more_pictures_is_told_before_anything_is_done(tmp_path: Path) -> None:
+    done: list[str] = []
+    with pytest.raises(DataUnavailable, match=r"--unlabelled .*there is no folder"):
+        advise(pictures(tmp_path / "p", each=2), unlabelled=tmp_path / "none", tell=lambda what, _: done.append(what))
+    assert not done
 
 
 @pytest.mark.slow
@@ -155,7 +169,52 @@ def test_a_fine_tuned_network_that_is_chosen_is_scored_and_handed_over(
     chosen = [cell for cell in advice.results.cells if cell.row == "chosen"]
     assert [cell.method for cell in chosen] == ["finetune"] * advice.best.n
     assert advice.expected.n == advice.best.n
+    assert advice.trained_on > chosen[0].train_images
     assert len(Predictor.load(str(advice.predictor_file)).predict(tmp_path / "p" / "blue" / "0.png")) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("error", [OutOfTime, Diverged])
+def test_a_fine_tuned_network_whose_training_on_all_pictures_fails_is_handed_over_as_it_was_scored(
+    tmp_path: Path, weights: dict[str, Path], monkeypatch: pytest.MonkeyPatch, error: type[RegraftError]
+) -> None:
+    monkeypatch.setitem(RECIPES, "fast", Recipe(optimizer="sgd", epochs=2, lr=0.001))
+    monkeypatch.setattr(tuning, "_seconds", lambda *_: 0.0)
+    monkeypatch.setattr(Explored, "best", property(lambda self: self.choices[-1]))
+    stops, met = Clock.stops, []
+
+    def failing(self: Clock, share: float, what: str) -> Callable[[float, str], None]:
+        def advance(done: float, message: str) -> None:
+            met.append(what)
+            raise error("within the training")
+
+        return advance if what == "training on all pictures" else stops(self, share, what)
+
+    monkeypatch.setattr(Clock, "stops", failing)
+    advice = ask(pictures(tmp_path / "p", each=8), tmp_path, weights)
+    assert met
+    assert advice.best.method == "finetune"
+    (scored,) = {cell.train_images for cell in advice.results.cells if cell.row == "chosen"}
+    assert advice.trained_on == scored
+    assert len(Predictor.load(str(advice.predictor_file)).predict(tmp_path / "p" / "blue" / "0.png")) == 1
+
+
+@pytest.mark.slow
+def test_a_test_part_of_the_folder_s_own_is_tested_with_and_never_learned(
+    tmp_path: Path, weights: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures(tmp_path / "p" / "train", each=12)
+    pictures(tmp_path / "p" / "test", each=5, first=100)
+    more = pictures(tmp_path / "more", each=3, first=200)
+    monkeypatch.setattr(advising, "MOST_UNLABELLED", 4)
+    advice = ask(tmp_path / "p", tmp_path, weights, unlabelled=more)
+    assert advice.best.method == "frozen"
+    assert (advice.trained_on, advice.pictures.training, advice.pictures.test) == (36, 36, 15)
+    stated = Predictor.load(str(advice.predictor_file)).manifest
+    assert stated.metrics["test"]["n"] == 15
+    assert stated.provenance["train_images"] == 36
+    assert len(advice.next_labels.pictures) == 4
+    assert any("4 of 9 pictures" in note for note in advice.notes)
 
 
 @pytest.mark.slow

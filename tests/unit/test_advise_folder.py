@@ -100,6 +100,56 @@ def test_folders_that_cannot_be_used_are_refused_with_what_is_needed(tmp_path: P
         look(folder(tmp_path / "one", classes="a"))
 
 
+@pytest.mark.parametrize("name", ["~nobody-of-this-name", "x" * 5000])
+def test_a_name_that_can_be_no_folder_s_is_told(name: str) -> None:
+    with pytest.raises(DataUnavailable, match="folder:"):
+        look(name)
+
+
+def test_a_test_part_without_pictures_is_said_to_be_empty(tmp_path: Path) -> None:
+    root = folder(tmp_path / "p", part="train")
+    for name in "ab":
+        (root / "test" / name).mkdir(parents=True)
+    with pytest.raises(StudyError, match="test part has no picture that can be read"):
+        look(root)
+    for name in "ab":
+        (root / "test" / name / "copy.png").write_bytes((root / "train" / name / "0.png").read_bytes())
+    with pytest.raises(StudyError, match="in the training part as well"):
+        look(root)
+
+
+def versions(file: Path, count: int) -> None:
+    """The same picture in files that differ in one pixel."""
+    pixels = np.asarray(Image.open(file)).copy()
+    for i in range(count):
+        pixels[0, 0] = i
+        Image.fromarray(pixels).save(file.with_name(f"{file.stem}-{i}.png"))
+
+
+def test_twins_are_learned_both_while_the_class_has_others(tmp_path: Path) -> None:
+    root = folder(tmp_path / "p")
+    held = next(p for p in look(root).of("test") if p.label == 0)
+    versions(held.file, 2)
+    looked = look(root)
+    assert "3 pairs of nearly the same picture in one class" in said(looked)
+    assert not [p.name for p in looked.of("test") if p.name.startswith(held.name.removesuffix(".png"))]
+    assert not any(problem.serious for problem in looked.problems)
+
+
+def test_twins_on_both_sides_are_told_where_a_class_has_nothing_else(tmp_path: Path) -> None:
+    root = folder(tmp_path / "p")
+    versions(picture(root / "c" / "0.png", 9999), 9)
+    looked = look(root)
+    (problem,) = (one for one in looked.problems if one.serious)
+    assert "the accuracy is too high" in problem.text
+    part = {p.name: p.part for p in looked.pictures}
+    pairs = [pair.split(" ~ ") for pair in problem.files]
+    assert all({part[name] for name in pair} == {"train", "test"} for pair in pairs)
+    tested = {p.name for p in looked.of("test") if p.name.startswith("c/")}
+    assert {name for pair in pairs for name in pair if part[name] == "test"} == tested
+    assert len(tested) == 2
+
+
 def test_the_data_set_holds_the_pictures_in_the_order_that_is_said(tmp_path: Path) -> None:
     root = folder(tmp_path / "p")
     looked = look(root)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, fx, nn
 
 from regraft.data.augment import prepare
@@ -12,7 +13,9 @@ from regraft.errors import PredictorError
 from regraft.learn.nearest import NearestNeighbours
 from regraft.networks import Trunk, build, cut, pooled_body
 from regraft.predictor.gradcam import class_map, grad_cam
-from regraft.predictor.network import Answering, Whole
+from regraft.predictor.network import Answering, Whole, answering
+from regraft.predictor.predict import Predictor
+from regraft.predictor.ui import look, overlaid
 from regraft.seeding import torch_stream
 from tests.unit.predictor_example import SIZE, TINY, pictures, tiny_predictor
 
@@ -106,6 +109,17 @@ def test_a_head_without_a_gradient_is_refused_in_words() -> None:
     flat = nn.Sequential(votes, _Rounded())
     with pytest.raises(PredictorError, match="has no gradient"):
         grad_cam(Answering(Trunk(body, frozen=True), flat), image, 0)
+
+
+def test_a_picture_without_a_map_still_gets_its_classes() -> None:
+    plain = tiny_predictor()
+    rounded = nn.Sequential(plain.network.classify, _Rounded())
+    network = answering(plain.manifest, plain.network.trunk.body, rounded)
+    picture = pictures(1)[0]
+    found = look(Predictor(plain.manifest, network, device="cpu", backend="eager"), Image.fromarray(picture))
+    assert [name for name, _ in found.top] and "no gradient" in found.unmapped
+    np.testing.assert_array_equal(found.overlay, overlaid(picture, np.zeros((1, 1), np.float32)))
+    assert look(plain, Image.fromarray(picture)).unmapped == ""
 
 
 class _Rounded(nn.Module):

@@ -8,6 +8,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
 from PIL import Image
@@ -152,6 +153,17 @@ def test_a_thousand_classes_have_no_matrix_but_pairs(tmp_path: Path) -> None:
     page = page_of(answers, tiny_manifest(classes=names), model="m")
     assert page.matrix is None
     assert {table.title for table in page.tables} >= {"Most often confused", "Class by class"}
+
+
+def test_a_page_says_of_a_predictor_that_was_not_calibrated_that_it_was_not() -> None:
+    from regraft.predictor.answers import Answer
+    from regraft.predictor.report import page_of
+    from tests.unit.predictor_example import CLASSES, tiny_manifest
+
+    answers = [Answer("a.png", "cat", np.array([0.8, 0.1, 0.1], np.float32), None)]
+    plain = tiny_manifest().metrics
+    for metrics, said in ((plain, "not calibrated"), ({**plain, "calibration": {}}, "fitted on validation images")):
+        assert said in page_of(answers, tiny_manifest(metrics=metrics, classes=CLASSES), model="m").diagram_caption
 
 
 def test_hidden_files_links_to_folders_and_other_files_are_passed_over_and_counted(animals: Path) -> None:

@@ -107,8 +107,8 @@ def test_an_onnx_file_holds_all_that_its_use_needs(tmp_path: Path, animals: str)
 
     predictor = tiny_predictor(mirrored=True)
     found = export(predictor, "onnx", tmp_path / "out" / "tiny.onnx", pictures=[animals])
-    assert [file.name for file in found.files] == ["tiny.onnx", "tiny.json", "tiny.md"]
-    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["tiny.json", "tiny.md", "tiny.onnx"]
+    assert [file.name for file in found.files] == ["tiny.onnx", "tiny.onnx.json", "tiny.onnx.md"]
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["tiny.onnx", "tiny.onnx.json", "tiny.onnx.md"]
     assert found.parity.images == 45
     assert found.parity.equal_answers == 1
     onnx.checker.check_model(onnx.load(found.files[0]), full_check=True)
@@ -243,6 +243,24 @@ def test_a_file_that_answers_otherwise_is_not_left(
     assert [file.read_text() for file in (tmp_path / "out").iterdir()] == ["an earlier one"]
 
 
+@pytest.mark.parametrize(("format", "name"), [("onnx", "x.json"), ("onnx", "x"), ("torch-export", "x.onnx")])
+def test_a_file_named_as_another_kind_is_refused(tmp_path: Path, format: str, name: str) -> None:
+    with pytest.raises(PredictorError, match=f"called NAME{FORMATS[format].suffix}, not {name}"):
+        export(tiny_predictor(), format, tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@needs_onnx
+def test_two_formats_of_one_name_lie_side_by_side(tmp_path: Path, animals: str) -> None:
+    for format, name in (("onnx", "tiny.onnx"), ("torch-export", "tiny.pt2")):
+        export(tiny_predictor(), format, tmp_path / "out" / name, pictures=[animals])
+    for name in ("tiny.onnx", "tiny.pt2"):
+        assert json.loads((tmp_path / "out" / f"{name}.json").read_text())["file"] == name
+        assert f"`{name}.json`" in (tmp_path / "out" / f"{name}.md").read_text()
+    assert len(list((tmp_path / "out").iterdir())) == 6
+
+
 def test_parity_counts_and_measures() -> None:
     predictor = tiny_predictor()
     squares = pictures(50)
@@ -288,7 +306,7 @@ def test_the_command_says_what_was_written_and_how_near_it_is(tmp_path: Path, an
     found = CliRunner().invoke(app, words, catch_exceptions=False)
     assert found.exit_code == 0
     assert "Parity: n = 45 pictures (of the paths given): the same answer to 100.00 %" in found.stdout
-    assert (tmp_path / "tiny.md").is_file()
+    assert (tmp_path / "tiny.onnx.md").is_file()
 
 
 @pytest.mark.slow

@@ -102,7 +102,7 @@ def extrapolate(
         Forecast(factor, float(scale * factor), *(float(np.quantile(column, q)) for q in (0.5, 0.025, 0.975)))
         for factor, column in zip(factors, beyond.T, strict=True)
     )
-    a, b, c = (float(value[0]) for value in _fitted(means[None], labels / scale, EXPONENTS, 1.0))
+    a, b, c = (float(value[0]) for value in _fitted(means[None], labels / scale, EXPONENTS))
     law = (a, b * scale**c, c)
     worst = max(forecasts, key=lambda one: one.high - one.low)
     if worst.high - worst.low > TOO_WIDE:
@@ -157,15 +157,15 @@ def _carried_on(drawn: Floats, labels: Floats, targets: Floats, seed: int) -> Fl
     laws = ((EXPONENTS, None), (EXPONENTS, 1.0), (np.array([0.5]), None))
     for number, (exponents, asymptote) in enumerate(laws):
         own = which == number
-        a, b, c = _fitted(drawn[own], labels, exponents, 1.0, asymptote)
+        a, b, c = _fitted(drawn[own], labels, exponents, asymptote)
         found[own] = a[:, None] - b[:, None] * targets[None] ** -c[:, None]
     return found
 
 
 def _fitted(
-    means: Floats, labels: Floats, exponents: Floats, ceiling: float, asymptote: float | None = None
+    means: Floats, labels: Floats, exponents: Floats, asymptote: float | None = None
 ) -> tuple[Floats, Floats, Floats]:
-    """Least squares of a - b n^-c with a <= ceiling and b >= 0: (rows,) each of a, b and c.
+    """Least squares of a - b n^-c with a <= 1 and b >= 0: (rows,) each of a, b and c.
 
     means: (rows, budgets).  labels: (budgets,), the largest 1.  asymptote: a, where it is given."""
     best = np.full(len(means), np.inf)
@@ -176,9 +176,9 @@ def _fitted(
             centred = x - x.mean()
             b = -(means @ centred) / (centred @ centred)
             a = means.mean(1) + b * x.mean()
-            high = a > ceiling
-            a = np.where(high, ceiling, a)
-            b = np.where(high, (ceiling - means) @ x / (x @ x), b)
+            high = a > 1.0
+            a = np.where(high, 1.0, a)
+            b = np.where(high, (1.0 - means) @ x / (x @ x), b)
             low = b < 0
             a, b = np.where(low, means.mean(1), a), np.where(low, 0.0, b)
         else:

@@ -31,7 +31,7 @@ class Pictures:
     classes: tuple[str, ...]
     counts: tuple[int, ...]  # usable pictures of each class, all parts
     training: int  # pictures that configurations were chosen with
-    test: int  # pictures held back, scored for the chosen configuration alone
+    test: int  # pictures held back; they played no part in the choice
     own_test: bool  # whether the folder brought its test part
     side: int  # median of the shorter sides, in pixels
     problems: tuple[Problem, ...]

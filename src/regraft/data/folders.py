@@ -35,6 +35,7 @@ PART_NAMES = {
     "validation": "validation",
 }
 TEST_SHARE = 0.2
+HIDDEN = (".", "__MACOSX")  # how names begin that are passed over
 # A file changed within this time of being hashed could change again without its time stamp moving
 # (file systems count in milliseconds), so its hash is not kept: git's "racy" rule.
 SETTLED_AFTER_NS = 2 * 10**9
@@ -60,7 +61,7 @@ def list_folder(path: str | Path) -> Listing:
     paths have the smallest sha256. So it is the same on every machine, and a picture that is added later
     moves few others. Raises DataUnavailable without such a folder, StudyError for a folder of another form.
     """
-    root = _root(path)
+    root = folder_root(path)
     try:
         folders = part_folders(root)
         found = {part: pictures_by_class(folder) for part, folder in folders.items()}
@@ -77,16 +78,21 @@ def list_folder(path: str | Path) -> Listing:
     return Listing(root, classes, parts)
 
 
-def _root(path: str | Path) -> Path:
+def folder_root(path: str | Path, *, option: str = "") -> Path:
+    """The folder, ~ and links followed.  option: that named it, for the message; default, a data set's `folder:`.
+
+    Raises DataUnavailable if there is none, or it may not be looked into."""
+    said = f"{option} {path}" if option else f"folder:{path}"
     try:
         root = Path(path).expanduser()
         if root.is_dir():
             return root.resolve()
     except RuntimeError as error:  # ~NAME of nobody
-        raise DataUnavailable(f"folder:{path}: {error}") from None
+        raise DataUnavailable(f"{said}: {error}") from None
     except OSError as error:  # a name longer than the system allows, a folder that may not be looked into
-        raise DataUnavailable(f"folder:{path}: cannot be read: {error.strerror}") from None
-    raise DataUnavailable(f"folder:{path}: there is no folder {root.absolute()}; give a folder of class folders")
+        raise DataUnavailable(f"{said}: cannot be read: {error.strerror}") from None
+    needed = "" if option else "; give a folder with one subfolder per class"
+    raise DataUnavailable(f"{said}: there is no folder {root.absolute()}{needed}")
 
 
 def part_folders(root: Path) -> dict[str, Path]:
@@ -106,19 +112,18 @@ def part_folders(root: Path) -> dict[str, Path]:
 
 def _subfolders(folder: Path) -> list[Path]:
     """Sorted. A link to a folder counts, unless it leads back to where it lies: a circle is no class."""
-    hidden = (".", "__MACOSX")
     above = folder.resolve()
     found = [
         d
         for d in folder.iterdir()
-        if d.is_dir() and not d.name.startswith(hidden) and not (d.is_symlink() and above.is_relative_to(d.resolve()))
+        if d.is_dir() and not d.name.startswith(HIDDEN) and not (d.is_symlink() and above.is_relative_to(d.resolve()))
     ]
-    return sorted(found, key=lambda d: _normal(d.name))
+    return sorted(found, key=lambda d: normal(d.name))
 
 
 def pictures_by_class(folder: Path) -> dict[str, list[Path]]:
     subfolders = _subfolders(folder)
-    found = {_normal(d.name): list(_pictures(d)) for d in subfolders}
+    found = {normal(d.name): list(_pictures(d)) for d in subfolders}
     if len(found) < len(subfolders):
         raise StudyError(f"folder:{folder}: two subfolders have the same name in Unicode's normal form; rename one")
     return found
@@ -141,13 +146,13 @@ def _told(error: OSError) -> NoReturn:
     raise error
 
 
-def _normal(name: str) -> str:
+def normal(name: str) -> str:
     """macOS stores é as e + accent; the same class must have the same name everywhere."""
     return unicodedata.normalize("NFC", name)
 
 
 def _relative(root: Path, file: Path) -> str:
-    return _normal(file.relative_to(root).as_posix())
+    return normal(file.relative_to(root).as_posix())
 
 
 def _path_sha256(root: Path, file: Path) -> bytes:

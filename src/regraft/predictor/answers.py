@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from regraft.predictor.evaluate import Evaluation, evaluate
 from regraft.predictor.files import Found
-from regraft.predictor.predict import Predictor
+from regraft.predictor.predict import Predictor, ranked
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +53,10 @@ def answer_files(
         advance(start + len(part), len(files))
 
 
-def evaluated(answers: Sequence[Answer], classes: Sequence[str]) -> tuple[Evaluation, list[Answer]] | None:
+Evaluated = tuple[Evaluation, list[Answer]]
+
+
+def evaluated(answers: Sequence[Answer], classes: Sequence[str]) -> Evaluated | None:
     """The evaluation of the answers whose class is known, and these, in its order; None if there are none."""
     known = [one for one in answers if one.label is not None and one.probabilities is not None]
     if not known:
@@ -60,3 +65,21 @@ def evaluated(answers: Sequence[Answer], classes: Sequence[str]) -> tuple[Evalua
     labels = np.array([places[str(one.label)] for one in known], np.int64)
     probabilities = np.stack([one.probabilities for one in known if one.probabilities is not None])  # (n, k)
     return evaluate(probabilities, labels, classes), known
+
+
+def write_csv(
+    answers: Sequence[Answer], classes: Sequence[str], file: TextIO, *,
+    top: int = 1, spelled: Callable[[str], str] = str,
+) -> None:  # fmt: skip
+    """A row for each file, with its `top` most probable classes, the class it lies in, and why there is no answer.
+
+    spelled: how names are written that the file cannot hold."""
+    writer = csv.writer(file, lineterminator="\n")
+    numbers = ["", *(f" {i}" for i in range(2, min(top, len(classes)) + 1))]
+    writer.writerow(["file", *(f"{word}{i}" for i in numbers for word in ("class", "probability")), "true", "error"])
+    for one in answers:
+        best = [""] * (2 * len(numbers))
+        if one.probabilities is not None:
+            found = ranked(one.probabilities, classes, len(numbers))
+            best = [value for name, share in found for value in (name, f"{share:.6f}")]
+        writer.writerow(map(spelled, [one.path, *best, one.label or "", one.reason or ""]))

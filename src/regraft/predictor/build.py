@@ -11,14 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from regraft.analysis.stats import wilson_interval
 from regraft.errors import RunError, StudyError, UnknownName, nearest
 from regraft.learn.batches import FeatureBatches
 from regraft.learn.predict import predict
 from regraft.networks import Grafted, PooledHead, build, load_body
 from regraft.networks.heads import RestHead
 from regraft.predictor.calibrate import calibrate
-from regraft.predictor.manifest import Cut, Manifest
+from regraft.predictor.manifest import DRAWN, Cut, Manifest, measured
 from regraft.predictor.network import Whole, answering, empty_trunk
 from regraft.predictor.predict import Predictor
 from regraft.spec import Run, Study
@@ -140,9 +139,9 @@ def manifest_of(run: Run, cell: Cell, bench: Bench) -> Manifest:
     network, stem = keys.network(run)
     points = [bench.point(run, cut) for cut in keys.cuts(run)]
     temperature, calibration = _calibration(run, bench)
-    metrics: dict[str, Any] = {"test": _measured(cell.accuracy, cell.test_images), "seed": cell.seed}
+    metrics: dict[str, Any] = {"test": measured(cell.accuracy, cell.test_images), "seed": cell.seed}
     if cell.validation_accuracy is not None:
-        metrics["validation"] = _measured(cell.validation_accuracy, cell.validation_images)
+        metrics["validation"] = measured(cell.validation_accuracy, cell.validation_images)
     if calibration:
         metrics["calibration"] = calibration
     licence, weights = _origin(run, bench)
@@ -171,11 +170,6 @@ def _calibration(run: Run, bench: Bench) -> tuple[float, dict[str, Any]]:
     return temperature, {**told, "before_refit": run.refit}
 
 
-def _measured(accuracy: float, images: int) -> dict[str, Any]:
-    low, high = wilson_interval(round(accuracy * images), images)
-    return {"accuracy": accuracy, "n": images, "low": low, "high": high, "interval": "95 % Wilson"}
-
-
 def _origin(run: Run, bench: Bench) -> tuple[str, dict[str, Any]]:
     """(licence, {kind, sha256, origin}) of the weights at the start of the chain of sources."""
     source = bench.keys.root(run).source
@@ -184,7 +178,7 @@ def _origin(run: Run, bench: Bench) -> tuple[str, dict[str, Any]]:
     if run.source.run is not None:
         told["trained by row"] = run.source.run
     if kind == "random":
-        return "none: all weights were drawn at random and trained here", told
+        return DRAWN, told
     weights = bench.keys.weights(source)
     origin = _named(source.weights) if kind == "file" else weights.origin
     return weights.licence, {**told, "sha256": weights.digest, "origin": origin}

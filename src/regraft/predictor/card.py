@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeGuard
+from typing import Any
 
 import yaml
 
-from regraft.predictor.manifest import Manifest
+from regraft.predictor.manifest import Manifest, is_measure
 from regraft.predictor.parity import Parity
 from regraft.show.text import percent, printable
 
@@ -92,7 +92,7 @@ def _front(manifest: Manifest, name: str, format: str) -> dict[str, Any]:
     made["tags"] = ["image-classification", "transfer-learning", "regraft"]
     data = manifest.provenance.get("data")
     test = manifest.metrics.get("test")
-    if isinstance(data, str) and _is_measure(test):
+    if isinstance(data, str) and is_measure(test):
         result = {
             "task": {"type": "image-classification"},
             "dataset": {"name": _plain(data), "type": _plain(data)},
@@ -133,7 +133,7 @@ def _measured(manifest: Manifest) -> Iterator[str]:
     rows = []
     for part in ("test", "validation"):
         one = manifest.metrics.get(part)
-        if _is_measure(one):
+        if is_measure(one):
             interval = f"{100 * one['low']:.1f} to {100 * one['high']:.1f} %"
             rows.append((part, percent(one["accuracy"]), interval, f"{one['n']:,}"))
     if not rows:
@@ -184,7 +184,7 @@ def _usage(manifest: Manifest, format: str, file: str) -> Iterator[str]:
                 f"Bring larger pictures to {size} px first, or answers differ."
             )
         return
-    beside = f"`{file.rpartition('.')[0]}.json`"
+    beside = f"`{file}.json`"
     yield (
         f"Pictures are uint8 squares of {size} px, 0 to 255: normalisation"
         + (" and resizing are" if _resized(manifest) else " is")
@@ -198,7 +198,7 @@ def _limits(manifest: Manifest) -> Iterator[str]:
         "Its accuracy holds for pictures like the test images; other cameras, places or times may give less.",
     ]
     test = manifest.metrics.get("test")
-    if _is_measure(test):
+    if is_measure(test):
         limits.append(f"The accuracy was measured on {test['n']:,} images; it is known no better than its interval.")
     limits.append("What the data of the first weights held, good and bad, may be in the features.")
     yield "\n".join(f"- {one}" for one in limits)
@@ -228,12 +228,3 @@ def _label(name: str) -> str:
 
 def _resized(manifest: Manifest) -> bool:
     return manifest.picture_size != manifest.preprocessing.image_size
-
-
-def _is_measure(one: Any) -> TypeGuard[Mapping[str, Any]]:
-    """A manifest may come from anywhere: {accuracy, n, low, high} with numbers in them."""
-    return (
-        isinstance(one, Mapping)
-        and all(isinstance(one.get(key), int | float) for key in ("accuracy", "low", "high"))
-        and isinstance(one.get("n"), int)
-    )

@@ -21,7 +21,6 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 from torch import Tensor, nn
 
-from regraft.analysis.stats import wilson_interval
 from regraft.data.augment import channel_statistics, prepare
 from regraft.data.subsets import split_budget
 from regraft.errors import StudyError, UnknownName, nearest
@@ -35,7 +34,7 @@ from regraft.networks.build import build_around
 from regraft.predictor.calibrate import calibrate
 from regraft.predictor.evaluate import softmax
 from regraft.predictor.images import square
-from regraft.predictor.manifest import Cut, Manifest
+from regraft.predictor.manifest import DRAWN, Cut, Manifest, measured
 from regraft.predictor.network import answering, empty_trunk
 from regraft.predictor.predict import Predictor
 from regraft.spec import Head, Preprocessing, Source
@@ -173,9 +172,8 @@ class RegraftClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if self.validation_accuracy_ is None:
             return {}
         n = int(self.calibration_["images"])
-        low, high = wilson_interval(round(self.validation_accuracy_ * n), n)
-        told = {"accuracy": self.validation_accuracy_, "n": n, "low": low, "high": high, "interval": "95 % Wilson"}
-        return {"validation": told, "calibration": {**self.calibration_, "before_refit": True}}
+        calibration = {**self.calibration_, "before_refit": True}
+        return {"validation": measured(self.validation_accuracy_, n), "calibration": calibration}
 
     # --- pictures -------------------------------------------------------------------------------------------------
 
@@ -274,7 +272,7 @@ class RegraftClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _source(self) -> tuple[dict[str, Tensor] | None, str]:
         """The tensors, None for random ones, and their licence."""
         if self.weights == "random":
-            return None, "none: all weights were drawn at random and trained here"
+            return None, DRAWN
         found = obtain_weights(self._named(), offline=self.offline)
         return found.state(), found.licence
 

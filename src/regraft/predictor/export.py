@@ -29,6 +29,7 @@ from regraft.predictor.export_timm import run_timm, timm_refusal, write_timm
 from regraft.predictor.parity import Answers, Parity, compare, some_pictures
 from regraft.predictor.portable import INPUT, OUTPUTS, Portable, described
 from regraft.predictor.predict import Predictor
+from regraft.study.files import write_bytes
 
 T = TypeVar("T")
 Run = Callable[[NDArray[np.uint8]], Answers]
@@ -64,13 +65,15 @@ def export(
 ) -> Exported:
     """Write the predictor in another format, with JSON and a model card beside it; each whole or not at all.
 
-    format: one of FORMATS. out: a file, NAME.onnx or NAME.pt2, beside which NAME.json and NAME.md are written; for timm
-    a folder. pictures: on which both must agree, see `parity.some_pictures`. name: of the model card.
-    Raises UnknownName, and PredictorError if the format cannot express it, nothing can be written there, or the answers
-    differ: then nothing is left of it."""
+    format: one of FORMATS. out: a file, NAME.onnx or NAME.pt2, beside which the same name with .json and .md added is
+    written; for timm a folder. pictures: on which both must agree, see `parity.some_pictures`. name: of the model card.
+    Raises UnknownName, and PredictorError if the file is named otherwise, the format cannot express it, nothing can be
+    written there, or the answers differ: then nothing is left of it. StoreError if only JSON and card cannot."""
     if format not in FORMATS:
         raise UnknownName(f"no format {format!r}{nearest(format, FORMATS)} Known: {', '.join(FORMATS)}.")
     way, final = FORMATS[format], Path(out)
+    if way.suffix and final.suffix.lower() != way.suffix:
+        raise PredictorError(f"a file of {format} is called NAME{way.suffix}, not {final.name}; name it so: --out")
     reference = Predictor(predictor.manifest, predictor.network, device="cpu", backend="eager")
     if reason := way.refusal(reference):
         raise PredictorError(f"it cannot be exported as {format}: {reason}")
@@ -121,8 +124,8 @@ def _texts(predictor: Predictor, format: str, final: Path, parity: Parity, name:
     if folder:
         return {final / "README.md": card}
     about = {**described(predictor.manifest), "format": format, "file": final.name, "parity": parity.told()}
-    return {final.with_suffix(".json"): json.dumps(about, indent=1, ensure_ascii=False) + "\n",
-            final.with_suffix(".md"): card}  # fmt: skip
+    return {final.with_name(f"{final.name}.json"): json.dumps(about, indent=1, ensure_ascii=False) + "\n",
+            final.with_name(f"{final.name}.md"): card}  # fmt: skip
 
 
 def _placed(unfinished: Path, final: Path, texts: Mapping[Path, str]) -> tuple[Path, ...]:
@@ -134,11 +137,8 @@ def _placed(unfinished: Path, final: Path, texts: Mapping[Path, str]) -> tuple[P
             files.append(one.replace(final / one.name))
     else:
         files = [unfinished.replace(final)]
-    for path, text in texts.items():
-        whole = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex[:12]}")
-        whole.write_text(text, "utf-8", errors="backslashreplace")
-        files.append(whole.replace(path))
-    return tuple(files)
+    written = [write_bytes(path, text.encode("utf-8", "backslashreplace")) for path, text in texts.items()]
+    return (*files, *written)
 
 
 def _remove(unfinished: Path) -> None:

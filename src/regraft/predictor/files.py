@@ -5,16 +5,15 @@ from __future__ import annotations
 import glob
 import os
 import stat
-import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from regraft.data.folders import HIDDEN, normal
 from regraft.data.pictures import SUFFIXES
 
 PATTERN = frozenset("*?[")
-HIDDEN = (".", "__MACOSX")
 
 
 @dataclass(frozen=True)
@@ -55,11 +54,6 @@ def find_pictures(names: Iterable[str], classes: Collection[str] = ()) -> Search
                 seen.add(place)
                 search.found.append(one)
     return search
-
-
-def normal(name: str) -> str:
-    """macOS stores é as e + accent; the same class must have the same name everywhere."""
-    return unicodedata.normalize("NFC", name)
 
 
 def _of_name(name: str, classes: dict[str, str], search: Search) -> Iterator[Found]:

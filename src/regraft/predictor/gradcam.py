@@ -30,7 +30,7 @@ def grad_cam(network: Answering, image: Tensor, index: int) -> NDArray[np.float3
     All 0 where nothing speaks for it. network: its trunk as `cut` and `pooled_body` make them, graphs whose nodes are
     blocks. image: (1, 3, s, s), prepared, on the network's device. index: of the class.
     Of a vision transformer the map is that of its last block whose picture tokens reach the answer.
-    Raises PredictorError where the network has no map, or its answer no gradient (votes of nearest neighbours)."""
+    Raises PredictorError where the network has no map, or its answer no gradient."""
     if image.ndim != 4 or len(image) != 1:
         raise PredictorError(f"Grad-CAM looks at one picture, (1, 3, s, s); got {tuple(image.shape)}")
     maps: list[_Map] = []

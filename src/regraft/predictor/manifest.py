@@ -8,13 +8,16 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
-from typing import Any
+from typing import Any, TypeGuard
 
+from regraft.analysis.stats import wilson_interval
 from regraft.errors import PredictorDamaged, PredictorMismatch
+from regraft.show.text import printable
 from regraft.spec import Head, Preprocessing
 
 FORMAT = 1  # raised when an older regraft would misread a newer file
 MOST_CLASSES = 1_000_000
+DRAWN = "none: all weights were drawn at random and trained here"  # the licence of such
 LONGEST_SIDE = 4096  # of a picture, in pixels
 
 
@@ -70,6 +73,21 @@ class Manifest:
         return {**plain, "sha256": _digest(plain)}
 
 
+def measured(accuracy: float, images: int) -> dict[str, Any]:
+    """An accuracy as `Manifest.metrics` states it."""
+    low, high = wilson_interval(round(accuracy * images), images)
+    return {"accuracy": accuracy, "n": images, "low": low, "high": high, "interval": "95 % Wilson"}
+
+
+def is_measure(one: Any) -> TypeGuard[Mapping[str, Any]]:
+    """Whether it is what `measured` gives: a manifest may come from anywhere."""
+    return (
+        isinstance(one, Mapping)
+        and all(isinstance(one.get(key), int | float) for key in ("accuracy", "low", "high"))
+        and isinstance(one.get("n"), int)
+    )
+
+
 def canonical(value: object) -> str:
     """JSON with one spelling only: sorted keys, no spaces, ASCII, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
@@ -91,7 +109,7 @@ def read_manifest(content: bytes, origin: str) -> Manifest:
             raise ValueError("it does not have the digest that it was written with")
         return _parsed(given)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        what = " ".join(str(error).split())[:300] or type(error).__name__
+        what = printable(str(error), 300) or type(error).__name__
         raise PredictorDamaged(f"{origin}: its manifest is not as one is written: {what}") from None
 
 
@@ -99,9 +117,10 @@ def _check_format(given: Mapping[str, Any], origin: str) -> None:
     version = given["format"]
     if version > FORMAT:
         wrote = given.get("regraft")
+        by = printable(wrote, 40) if isinstance(wrote, str) else "?"
         raise PredictorMismatch(
             f"{origin} has format {version}, this regraft ({metadata.version('regraft')}) reads up to {FORMAT}. It was "
-            f"written by regraft {wrote if isinstance(wrote, str) else '?'}: install that one or a newer one."
+            f"written by regraft {by}: install that one or a newer one."
         )
     if version < 1:
         raise PredictorDamaged(f"{origin}: there is no format {version}; formats count from 1")

@@ -10,9 +10,9 @@ import numpy as np
 
 from regraft.data.pictures import in_threads, square_of
 from regraft.errors import DataDamaged
-from regraft.predictor.answers import Answer, evaluated
+from regraft.predictor.answers import Answer, Evaluated, evaluated
 from regraft.predictor.evaluate import ClassScore, Evaluation
-from regraft.predictor.manifest import Manifest
+from regraft.predictor.manifest import Manifest, is_measure
 from regraft.predictor.predict import ranked
 from regraft.show.predictions import THUMBNAIL, Bar, Matrix, Page, Thumbnail, thumbnail
 from regraft.show.text import TextTable, percent
@@ -23,11 +23,10 @@ SHOWN_ROWS = 200  # of a table of files
 PAIRS = 20
 
 
-def sentences(answers: Sequence[Answer], manifest: Manifest) -> list[str]:
-    """What was found, in short."""
+def sentences(answers: Sequence[Answer], manifest: Manifest, found: Evaluated | None) -> list[str]:
+    """What was found, in short.  found: what `evaluated` says of these answers."""
     unread = sum(one.reason is not None for one in answers)
     said = [f"{len(answers) - unread:,} pictures answered" + (f", {unread:,} could not be read." if unread else ".")]
-    found = evaluated(answers, manifest.classes)
     if found is None:
         counts = Counter(name for one in answers for name in _answer(one, manifest))
         most = ", ".join(f"{name} {n:,}" for name, n in counts.most_common(5))
@@ -38,7 +37,7 @@ def sentences(answers: Sequence[Answer], manifest: Manifest) -> list[str]:
         f"n = {result.images:,} pictures in class folders)."
     )
     stated = manifest.metrics.get("test")
-    if isinstance(stated, dict) and isinstance(stated.get("accuracy"), float) and isinstance(stated.get("n"), int):
+    if is_measure(stated):
         said.append(f"On its own test images it had {percent(stated['accuracy'])} (n = {stated['n']:,}).")
     said.append(
         f"Its probabilities are off by {100 * result.calibration_error:.1f} points on average (expected calibration "
@@ -50,10 +49,11 @@ def sentences(answers: Sequence[Answer], manifest: Manifest) -> list[str]:
     return said
 
 
-def tables(answers: Sequence[Answer], manifest: Manifest) -> list[TextTable]:
-    """Class by class, the classes most often confused, calibration, and the files that could not be read."""
+def tables(answers: Sequence[Answer], found: Evaluated | None) -> list[TextTable]:
+    """Class by class, the classes most often confused, calibration, and the files that could not be read.
+
+    found: what `evaluated` says of these answers."""
     made = []
-    found = evaluated(answers, manifest.classes)
     if found is not None:
         result, _ = found
         made = [_class_table(result.classes), _pair_table(result), _bin_table(result)]
@@ -67,12 +67,12 @@ def page_of(answers: Sequence[Answer], manifest: Manifest, *, model: str, comman
     """The whole page. Its pictures are read once more, at most SHOWN of them. model: name of the predictor's file."""
     found = evaluated(answers, manifest.classes)
     about = f"{model}: {manifest.network}, {len(manifest.classes):,} classes"
-    words = tuple(sentences(answers, manifest))
+    words, listed = tuple(sentences(answers, manifest, found)), tuple(tables(answers, found))
     if found is None:
         there = [one for one in answers if one.probabilities is not None]
         order = sorted(there, key=lambda one: float(np.max(one.probabilities)))  # type: ignore[arg-type]
         return Page(
-            "What the pictures show", about, words, tuple(tables(answers, manifest)),
+            "What the pictures show", about, words, listed,
             gallery="Least certain", thumbnails=_thumbnails(order[:SHOWN], manifest), command=command,
         )  # fmt: skip
     result, known = found
@@ -82,11 +82,17 @@ def page_of(answers: Sequence[Answer], manifest: Manifest, *, model: str, comman
         matrix = Matrix(manifest.classes, tuple(tuple(row) for row in result.confusion.tolist()))
     diagram = [Bar(b.low, b.high, b.accuracy, b.images) for b in result.bins if b.accuracy is not None]
     return Page(
-        "How right are its answers?", about, words, tuple(tables(answers, manifest)), matrix, tuple(diagram),
+        "How right are its answers?", about, words, listed, matrix, tuple(diagram),
         "Accuracy of answers by their probability. On the dashed line a probability of 80 % is right 8 times of 10. "
-        f"Temperature {manifest.temperature:.3g}, fitted on validation images.",
+        + _calibrated(manifest),
         "Highest losses", _thumbnails(worst, manifest), command,
     )  # fmt: skip
+
+
+def _calibrated(manifest: Manifest) -> str:
+    if "calibration" not in manifest.metrics:
+        return "It was not calibrated: no image was held out."
+    return f"Temperature {manifest.temperature:.3g}, fitted on validation images."
 
 
 def _class_table(classes: Sequence[ClassScore]) -> TextTable:

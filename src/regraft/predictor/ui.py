@@ -6,7 +6,6 @@ that keeps the browser from loading anything from elsewhere, and no answer to re
 
 from __future__ import annotations
 
-import csv
 import html
 import importlib
 import importlib.util
@@ -25,12 +24,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from regraft.data.augment import prepare
+from regraft.data.folders import folder_root
 from regraft.data.pictures import Unreadable
-from regraft.errors import PredictorError
-from regraft.predictor.answers import Answer, answer_files
+from regraft.errors import PredictorError, RegraftError
+from regraft.predictor.answers import Answer, answer_files, evaluated, write_csv
 from regraft.predictor.bundle import SUFFIX
 from regraft.predictor.files import find_pictures
 from regraft.predictor.gradcam import grad_cam
+from regraft.predictor.manifest import is_measure
 from regraft.predictor.predict import Predictor, ranked
 from regraft.predictor.report import sentences
 from regraft.show.text import percent, printable
@@ -58,10 +59,11 @@ class Looked:
 
     top: list[tuple[str, float]]  # the most probable classes and their probabilities
     overlay: NDArray[np.uint8]  # (s, s, 3): the picture as the predictor saw it, with the map of the first class
+    unmapped: str = ""  # why the map is empty; "" if there is one
 
 
 def look(predictor: Predictor, picture: Image.Image) -> Looked:
-    """Answer one picture, and say where its first class was seen.  Raises Unreadable, PredictorError."""
+    """Answer one picture, and say where its first class was seen, if that can be told.  Raises Unreadable."""
     (found,) = predictor.squares([picture])
     if isinstance(found, str):
         raise Unreadable(found)
@@ -69,8 +71,11 @@ def look(predictor: Predictor, picture: Image.Image) -> Looked:
     answer = predictor.answers(predictor.logits(batch))
     top = ranked(answer.probabilities[0], predictor.classes, TOP)
     prepared = prepare(torch.from_numpy(batch).to(predictor.device), predictor.manifest.preprocessing)
-    heat = grad_cam(predictor.network, prepared, int(answer.indices[0]))
-    return Looked(top, overlaid(found, heat))
+    try:
+        heat, unmapped = grad_cam(predictor.network, prepared, int(answer.indices[0])), ""
+    except PredictorError as error:  # not every network and head has a map; the answer stands without
+        heat, unmapped = np.zeros((1, 1), np.float32), str(error)
+    return Looked(top, overlaid(found, heat), unmapped)
 
 
 def overlaid(picture: NDArray[np.uint8], heat: NDArray[np.float32], side: int = SHOWN_SIDE) -> NDArray[np.uint8]:
@@ -107,16 +112,19 @@ def page(predictor: Predictor, name: str) -> Any:
             return None, None, ""
         try:
             found = look(predictor, picture)
-        except (Unreadable, PredictorError) as error:
+        except RegraftError as error:
             return None, None, _words(str(error))
         return dict(_named(found.top)), found.overlay, _caption(found)
 
     def answer_folder(folder: str, progress: Any = gr.Progress()) -> tuple[Any, Any, str]:  # noqa: B008 (Gradio's way)
         if not folder.strip():
             return None, None, _words("Name a folder of pictures on this machine.")
-        search = find_pictures([str(Path(folder.strip()).expanduser())], predictor.classes)
-        answers = list(answer_files(predictor, search.found, advance=lambda done, total: progress((done, total))))
-        said = [*sentences(answers, predictor.manifest)]
+        try:
+            search = find_pictures([str(folder_root(folder.strip(), option="Folder"))], predictor.classes)
+            answers = list(answer_files(predictor, search.found, advance=lambda done, total: progress((done, total))))
+        except RegraftError as error:
+            return None, None, _words(str(error))
+        said = sentences(answers, predictor.manifest, evaluated(answers, predictor.classes))
         if len(answers) > SHOWN_ROWS:
             said.append(f"The table shows the first {SHOWN_ROWS:,} of {len(answers):,}; the file has all.")
         return [_row(one, predictor) for one in answers[:SHOWN_ROWS]], _csv(answers, predictor), _words(*said)
@@ -216,7 +224,7 @@ def _about(predictor: Predictor) -> str:
     manifest = predictor.manifest
     said = [f"{len(manifest.classes):,} classes, {manifest.network}."]
     test = manifest.metrics.get("test")
-    if isinstance(test, dict) and isinstance(test.get("accuracy"), float) and isinstance(test.get("n"), int):
+    if is_measure(test):
         said.append(f"Accuracy on its test images {percent(test['accuracy'])} (n = {test['n']:,}).")
     return _words(*said, "Pictures stay on this machine.")
 
@@ -232,6 +240,8 @@ def _named(top: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
 
 def _caption(found: Looked) -> str:
     name, share = found.top[0]
+    if found.unmapped:
+        return _words(f"{printable(name)!r} ({percent(share)}). No map: {found.unmapped}.")
     return _words(f"Bright places speak for {printable(name)!r} ({percent(share)}); they say where, not why.")
 
 
@@ -246,12 +256,5 @@ def _csv(answers: Sequence[Answer], predictor: Predictor) -> str:
     """A file with a row for each picture; returns its path."""
     folder = Path(tempfile.mkdtemp(dir=os.environ.get("GRADIO_TEMP_DIR")))
     with (folder / "answers.csv").open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["file", "class", "probability", "true", "error"])
-        for one in answers:
-            best = ("", "")
-            if one.probabilities is not None:
-                name, share = ranked(one.probabilities, predictor.classes, 1)[0]
-                best = (name, f"{share:.6f}")
-            writer.writerow([one.path, *best, one.label or "", one.reason or ""])
+        write_csv(answers, predictor.classes, file)
     return str(folder / "answers.csv")

@@ -43,7 +43,7 @@ def sentences(found: Findings) -> list[str]:
     own = "its own test part" if pictures.own_test else "a fifth of each class"
     said.append(
         f"{sum(pictures.counts):,} usable pictures of {len(pictures.classes)} classes; {pictures.test:,} were held "
-        f"back ({own}) and scored for the chosen configuration alone."
+        f"back ({own}) and played no part in the choice."
     )
     if found.predictor_file:
         said.append(f"The predictor, trained on {found.trained_on:,} pictures: {found.predictor_file}")

@@ -9,6 +9,7 @@ fine-tune the best if there is time; score the chosen one once; train it again o
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from regraft.analysis.findings import (
     confused_pairs,
     expected_accuracy,
 )
+from regraft.data.folders import folder_root
 from regraft.data.pictures import SUFFIXES, decode_pictures
 from regraft.errors import DataUnavailable, StudyError
 from regraft.predictor.advise.advice import Advice
@@ -41,6 +43,7 @@ from regraft.study.store import Store, default_store
 
 SEEDS = (0, 1, 2, 3, 4)
 PROPOSED = 20  # pictures of `unlabelled`
+MOST_UNLABELLED = 5000  # of them, looked at: all are held in memory
 USUAL_EXPONENT = 0.5  # of the learning curve, where it cannot be told
 __all__ = ["Advice", "advise"]
 
@@ -71,9 +74,12 @@ def advise(
     anything. Stopped and started again, it goes on with what is in the store."""
     if not seeds:
         raise StudyError("seeds: at least one is needed")
+    if minutes is not None and not 0 < minutes < math.inf:
+        raise StudyError(f"minutes must be a number above 0, got {minutes}")
     clock = Clock(minutes or 1.0, tell)
-    root = Path(path).expanduser()
-    name = root.resolve().name or "pictures"
+    root = folder_root(path)
+    more = None if unlabelled is None else folder_root(unlabelled, option="--unlabelled")
+    name = root.name or "pictures"
     _check_out(root, out)
     clock.says("reading the pictures")
     looked = look(root, compared=comparable(minutes, MOST_COMPARED))
@@ -94,12 +100,13 @@ def advise(
     extrapolation = extrapolate(scored.curve, chance=1 / len(looked.classes), test_images=scored.cell.test_images)
     exponent = extrapolation.law[2] if extrapolation.law and extrapolation.told else USUAL_EXPONENT
     doubted = _doubted(judged, looked, staged)
+    following = _next(judged, looked, exponent, more, found, place)  # may add a note
     return Advice(
         pictures=_pictures(looked), tried=_tried(found), chosen=found.best.candidate(),
         expected=expected_accuracy(scored.accuracies, scored.cell.test_images), extrapolation=extrapolation,
         answered=judged.accuracy, confused=confused_pairs(judged.predicted, judged.labels.tolist(), looked.classes),
         doubted=doubted, wrong_labels=judged.doubts.estimate, self_test=judged.test,
-        next=_next(judged, looked, exponent, unlabelled, found, place), notes=tuple(found.notes),
+        next=following, notes=tuple(found.notes),
         thumbnails=thumbnails([looked.root / one.file for one in doubted]), seconds=clock.spent, minutes=clock.minutes,
         predictor_file=None if file is None else str(file), trained_on=learnt, results=scored.results, predictor=made,
     )  # fmt: skip
@@ -125,7 +132,7 @@ def _measured(
 
 
 def _check_out(root: Path, out: str | Path | None) -> None:
-    if out is not None and Path(out).expanduser().resolve().is_relative_to(root.resolve()):
+    if out is not None and Path(out).expanduser().resolve().is_relative_to(root):
         raise StudyError(
             f"--out {out} lies inside the pictures' folder, where it would be taken for a class; name another"
         )
@@ -163,24 +170,27 @@ def _doubted(judged: Judged, looked: Looked, staged: Staged) -> tuple[Doubted, .
 
 
 def _next(
-    judged: Judged, looked: Looked, exponent: float, unlabelled: str | Path | None, found: Explored, place: Place
+    judged: Judged, looked: Looked, exponent: float, unlabelled: Path | None, found: Explored, place: Place
 ) -> NextLabels:
     gains = class_gains(judged.predicted, judged.labels.tolist(), looked.classes, exponent=exponent)
     clear = len(gains) > 1 and gains[0].low > max(one.error for one in gains[1:])
     pictures: tuple[tuple[str, float], ...] = ()
     if unlabelled is not None:
-        pictures = _proposed(Path(unlabelled).expanduser(), found, place)
+        pictures = _proposed(unlabelled, found, place)
     return NextLabels(gains, clear, pictures)
 
 
 def _proposed(folder: Path, found: Explored, place: Place) -> tuple[tuple[str, float], ...]:
     """Pictures of a folder, at any depth, that would teach most."""
-    if not folder.is_dir():
-        raise DataUnavailable(f"--unlabelled: there is no folder {folder.absolute()}")
-    files = [
-        Path(parent) / file for parent, _, names in os.walk(folder) for file in sorted(names)
+    files = sorted(
+        Path(parent) / file for parent, _, names in os.walk(folder) for file in names
         if Path(file).suffix.lower() in SUFFIXES and not file.startswith(".")
-    ]  # fmt: skip
+    )  # fmt: skip
+    if (count := len(files)) > MOST_UNLABELLED:
+        files = [files[i * count // MOST_UNLABELLED] for i in range(MOST_UNLABELLED)]
+        found.notes.append(
+            f"--unlabelled: {MOST_UNLABELLED:,} of {count:,} pictures were looked at, evenly spread over their names"
+        )
     size, kept, images = found.frozen.trunk.image_size, [], []
     for file, image in zip(files, decode_pictures(files, size), strict=True):
         if not isinstance(image, str):

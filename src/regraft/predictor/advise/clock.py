@@ -11,9 +11,9 @@ from regraft.errors import RegraftError
 # Shares of the budget. By the first, configurations are measured; by the second, fine-tuning has ended; what is left is
 # for the score, the curve, the predictor and the page.
 MEASURE, TUNE = 0.5, 0.85
-SECONDS_A_PICTURE = 0.3  # default budget: a pass of two small networks, heads and scores on two cores
+SECONDS_A_PICTURE = 0.3  # default budget: a pass of two small networks, heads and scores on two cores (not recorded)
 FEWEST_MINUTES, MOST_MINUTES = 2.0, 60.0
-SECONDS_A_COMPARISON = 0.015  # of one picture with all others, on two cores, with some room
+SECONDS_A_COMPARISON = 0.015  # of one picture with all others, on two cores, with some room (not recorded)
 COMPARE = 0.1  # share of the budget for that
 
 

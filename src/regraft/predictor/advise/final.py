@@ -13,12 +13,11 @@ from math import floor
 import numpy as np
 import torch
 
-from regraft.errors import RegraftError
-from regraft.predictor.advise.clock import Clock
+from regraft.errors import Diverged, RegraftError
+from regraft.predictor.advise.clock import Clock, OutOfTime
 from regraft.predictor.advise.explore import RECIPES, VALIDATION, Choice, Place
 from regraft.predictor.advise.stage import Staged
-from regraft.predictor.build import Trained, manifest_of
-from regraft.predictor.network import answering
+from regraft.predictor.build import predictor_of_run
 from regraft.predictor.predict import Predictor
 from regraft.spec import Row, Run, Study, Target
 from regraft.study.bench import Bench
@@ -118,28 +117,35 @@ def score(study: Study, place: Place, clock: Clock) -> Scored:
 def predictor(scored: Scored, staged: Staged, everything: Staged, place: Place, clock: Clock) -> tuple[Predictor, int]:
     """The chosen configuration trained on all labelled pictures, held-back ones included; and how many these are.
 
-    A fine-tuned network is trained again only if there is time for it; else it is the one that was scored. What the
-    file says of accuracy is what was measured before, with fewer labels."""
+    A fine-tuned network is trained again only if there is time for it; else, or if that fails, it is the one that was
+    scored. What the file says of accuracy is what was measured before, with fewer labels."""
     study = scored.results.study
     row, seed = study.row(CHOSEN), scored.cell.seed
     run, bench = _run_of(study, replace(place, data=staged.data), row, seed)
-    if cacheable(run):
+    if everything is not staged:  # else all that may be learned was: the test part is the folder's own
         whole, whole_bench = _run_of(study, replace(place, data=everything.data), row, seed)
-        _carry_over(run, bench, staged, whole, whole_bench, everything)
-        run, bench = whole, whole_bench
-        for one in (run.model_copy(update={"refit": False}), run):
-            obtain_heads(together([one])[0], bench, lambda done, said: None, True)
-    elif clock.left() > 1.5 * float(scored.cell.cost.get("seconds", np.inf)):
-        whole, whole_bench = _run_of(study, replace(place, data=everything.data), row, seed)
-        obtain_fits(FitTask((whole,)), whole_bench, clock.stops(1.0, "training on all pictures"), True)
-        run, bench = whole, whole_bench
+        if cacheable(run):
+            _carry_over(run, bench, staged, whole, whole_bench, everything)
+            for one in (whole.model_copy(update={"refit": False}), whole):
+                obtain_heads(together([one])[0], whole_bench, lambda done, said: None, True)
+            run, bench = whole, whole_bench
+        elif clock.left() > 1.5 * float(scored.cell.cost.get("seconds", np.inf)) and _trained(
+            whole, whole_bench, clock
+        ):
+            run, bench = whole, whole_bench
     parts, _ = bench.training(run)
     learnt = sum(map(len, parts))
-    cell = replace(scored.cell, train_images=learnt)
-    manifest, trained = manifest_of(run, cell, bench), Trained.of(run, bench)
-    return Predictor(
-        manifest, answering(manifest, trained.trunk(manifest), trained.classify), device=place.device
-    ), learnt
+    return predictor_of_run(run, replace(scored.cell, train_images=learnt), bench, device=place.device), learnt
+
+
+def _trained(whole: Run, bench: Bench, clock: Clock) -> bool:
+    """Train on all pictures; False if that took too long or diverged."""
+    try:
+        obtain_fits(FitTask((whole,)), bench, clock.stops(1.0, "training on all pictures"), True)
+        bench.keys.fitted(whole)  # raises Diverged
+    except (OutOfTime, Diverged):
+        return False
+    return True
 
 
 def _run_of(study: Study, place: Place, row: Row, seed: int) -> tuple[Run, Bench]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -16,17 +16,15 @@ from PIL import Image
 
 from regraft.analysis.findings import Problem
 from regraft.data.duplicates import calibrate, find_pairs
-from regraft.data.folders import TEST_SHARE, part_folders, pictures_by_class
+from regraft.data.folders import TEST_SHARE, folder_root, part_folders, pictures_by_class
 from regraft.data.pictures import FORMATS, decode_pictures
 from regraft.data.sketches import look_at, nearly_constant
 from regraft.errors import DataUnavailable, StudyError
 
 SIDE = 64  # pixels, at which pictures are compared
-MOST_COMPARED = 20_000  # pictures; all of them are held in memory
+MOST_COMPARED = 20_000  # pictures: among more, near duplicates are not looked for, whatever the time
 FEW, UNBALANCED = 10, 5.0  # pictures of a class; largest class by smallest
 LONG, SMALL = 3.0, 0.25  # longer by shorter side; shorter side by the median
-
-Report = Callable[[int, int | None], None]
 
 
 @dataclass(frozen=True)
@@ -66,17 +64,14 @@ class Looked:
         return int(np.median([picture.shorter for picture in self.pictures]))
 
 
-def look(path: str | Path, *, compared: int = MOST_COMPARED, report: Report | None = None) -> Looked:
+def look(path: str | Path, *, compared: int = MOST_COMPARED) -> Looked:
     """Read the folder, leave out what cannot be used, and hold back a test part.
 
     compared: near duplicates are looked for among at most so many pictures; among more, only copies are.
     Raises DataUnavailable without such a folder, StudyError where fewer than two classes can be used."""
-    root = Path(path).expanduser()
-    if not root.is_dir():
-        raise DataUnavailable(f"there is no folder {root.absolute()}; give a folder with one subfolder per class")
-    root = root.resolve()
+    root = folder_root(path)
     found, classes, own_test, problems = _listed(root)
-    images, readable, unreadable = _read(found, report)
+    images, readable, unreadable = _read(found)
     pictures = [replace(p, size=_size(p.file), sha256=_sha256(p.file)) for p in readable]
     problems += [unreadable] if unreadable.files else []
     pairs = _pairs(images, pictures, compared)
@@ -87,9 +82,10 @@ def look(path: str | Path, *, compared: int = MOST_COMPARED, report: Report | No
     problems += few
     if own_test:
         kept, crossing = _apart(kept, pictures, pairs)
-        problems += crossing
     else:
         kept = _held_back(kept, alike)
+        crossing = _torn_apart(kept, pictures, pairs)
+    problems += crossing
     kept.sort(key=lambda picture: (picture.part, picture.label, picture.name))
     return Looked(root, classes, tuple(kept), own_test, tuple(problems + _odd(kept, classes, images, pictures)))
 
@@ -115,10 +111,10 @@ def _listed(root: Path) -> tuple[list[Picture], tuple[str, ...], bool, list[Prob
     return pictures, tuple(names), "test" in by_part, problems
 
 
-def _read(pictures: Sequence[Picture], report: Report | None) -> tuple[NDArray[np.uint8], list[Picture], Problem]:
+def _read(pictures: Sequence[Picture]) -> tuple[NDArray[np.uint8], list[Picture], Problem]:
     """Small copies (n, 64, 64, 3) of those that can be read."""
     images, readable, reasons = [], [], []
-    decoded = decode_pictures([picture.file for picture in pictures], SIDE, report)
+    decoded = decode_pictures([picture.file for picture in pictures], SIDE)
     for picture, image in zip(pictures, decoded, strict=True):
         if isinstance(image, str):
             reasons.append(f"{picture.name}: {image}")
@@ -215,7 +211,8 @@ def _enough(
 
 def _held_back(pictures: Sequence[Picture], alike: set[str]) -> list[Picture]:
     """A fifth of each class becomes the test part: those whose names have the smallest sha256, so that it is the same
-    on every machine and pictures added later move few. A picture that has a twin is not tested with."""
+    on every machine and pictures added later move few. A picture that has a twin is tested with only where its class
+    has too few others."""
     test = set()
     for _, group in groupby(sorted(pictures, key=lambda p: p.label), key=lambda p: p.label):
         members = list(group)
@@ -224,6 +221,17 @@ def _held_back(pictures: Sequence[Picture], alike: set[str]) -> list[Picture]:
         )
         test |= {picture.name for picture in order[: max(1, round(TEST_SHARE * len(members)))]}
     return [replace(picture, part="test" if picture.name in test else "train") for picture in pictures]
+
+
+def _torn_apart(
+    kept: Sequence[Picture], pictures: Sequence[Picture], pairs: Sequence[tuple[int, int]]
+) -> list[Problem]:
+    """Twins of which one was held back, because their class has hardly anything else."""
+    part = {picture.name: picture.part for picture in kept}
+    named = [(pictures[i].name, pictures[j].name) for i, j in pairs]
+    torn = tuple(f"{a} ~ {b}" for a, b in named if {part.get(a), part.get(b)} == {"train", "test"})
+    text = f"{_n(len(torn), 'pair')} of nearly the same picture, one of them tested with: the accuracy is too high"
+    return [Problem(text, torn, serious=True)] if torn else []
 
 
 def _apart(
@@ -235,10 +243,13 @@ def _apart(
         a, b = sorted((pictures[i], pictures[j]), key=lambda picture: picture.part)  # test before train
         if (a.part, b.part) == ("test", "train"):
             crossing[a.name] = f"{a.name} ~ {b.name}"
+    if not any(picture.part == "test" for picture in pictures):
+        raise StudyError("the test part has no picture that can be read; fill its class folders, or remove it")
     left = [picture for picture in kept if picture.name not in crossing]
     if not any(picture.part == "test" for picture in left):
         raise StudyError(
-            "every picture of the test part is in the training part as well; there is nothing to test with"
+            "there is nothing to test with: every picture of the test part is in the training part as well, or under "
+            "two labels, or of a class that has no training picture"
         )
     text = f"{_n(len(crossing), 'test picture')} like a training picture, not tested with"
     return left, [Problem(text, tuple(crossing.values()), serious=True)] if crossing else []

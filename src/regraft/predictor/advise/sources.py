@@ -39,7 +39,6 @@ class Trunk:
     weights: str
     preprocessing: Preprocessing
     image_size: int
-    licence: str
 
     @property
     def source(self) -> Source:
@@ -115,20 +114,19 @@ def trunks(
 def random_trunk(side: int) -> Trunk:
     """Where no trained network can be had: random weights, at the pictures' own size up to a moderate one."""
     size = next((size for size in SIZES if size <= min(side, MODERATE)), SIZES[-1])
-    return Trunk(RANDOM, "random", IMAGENET, size, "none")
+    return Trunk(RANDOM, "random", IMAGENET, size)
 
 
 def _of_file(network: str, file: Path, side: int) -> Trunk:
     family(network)  # raises UnknownName
     try:
-        known = published(network, None)
-        expects, licence = known.preprocessing, "not stated"
+        expects = published(network, None).preprocessing
     except WeightsUnavailable:
-        expects, licence = IMAGENET, "not stated"
+        expects = IMAGENET
     source = Source(network=network, weights=f"file:{file.expanduser().absolute()}", preprocessing=expects)
     facts = weights_facts(source, offline=True)
     size = image_sizes(facts.preprocessing.image_size, side)[0]
-    return Trunk(network, source.weights, expects, size, licence)
+    return Trunk(network, source.weights, expects, size)
 
 
 def _of_library(network: str, side: int, *, offline: bool) -> tuple[Trunk | None, str]:
@@ -141,13 +139,12 @@ def _of_library(network: str, side: int, *, offline: bool) -> tuple[Trunk | None
                 break
             weights = "pretrained" if tag is None else f"pretrained:{tag}"
             try:
-                known = published(network, tag)
                 facts = weights_facts(Source(network=network, weights=weights), offline=here)
             except WeightsError as error:
                 reason = str(error).splitlines()[0]
                 continue
             size = image_sizes(facts.preprocessing.image_size, side)[0]
-            return Trunk(network, weights, facts.preprocessing, size, known.licence), ""
+            return Trunk(network, weights, facts.preprocessing, size), ""
     return None, reason
 
 
