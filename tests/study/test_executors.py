@@ -101,10 +101,14 @@ def test_a_killed_worker_costs_only_the_step_that_kills_it(survived: Ran) -> Non
     assert errors(second) == {"fine 4": None}
 
 
-def test_each_step_that_can_be_done_is_done_once(survived: Ran) -> None:
+def test_each_step_that_can_be_done_is_done_and_again_only_beside_a_death(survived: Ran) -> None:
+    """With a worker the whole pool goes: what its neighbour was about to hand over is done again (the store has it)."""
     _, _, _, folder = survived
     order = (folder / "order").read_text().split("\n")[:-1]
-    assert sorted(order) == ["busy", "fine 1", "fine 2", "fine 3", "fine 4", "unlucky"]
+    assert set(order) == {"busy", "fine 1", "fine 2", "fine 3", "fine 4", "unlucky"}
+    deaths = 3  # "unlucky" once, "fatal" twice
+    assert len(order) <= 6 + deaths
+    assert order.count("fine 4") == 1  # of the second stage, in which nobody dies
     assert order[-2] == "busy"  # put off to the end of its stage
 
 
