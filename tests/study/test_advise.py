@@ -86,6 +86,12 @@ def test_a_folder_inside_the_pictures_is_refused(tmp_path: Path) -> None:
         advise(root, out=root / "out")
 
 
+def test_a_home_of_nobody_is_refused(tmp_path: Path) -> None:
+    pictures(tmp_path / "p", each=2)
+    with pytest.raises(StudyError, match="--out ~nobody-of-this-name.*name another folder"):
+        advise(tmp_path / "p", out="~nobody-of-this-name/x")
+
+
 @pytest.mark.parametrize("minutes", [0, -1.0, float("nan"), float("inf")])
 def test_a_time_that_is_none_is_refused(tmp_path: Path, minutes: float) -> None:
     with pytest.raises(StudyError, match="above 0"):

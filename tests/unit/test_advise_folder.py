@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -166,6 +169,19 @@ def test_the_data_set_holds_the_pictures_in_the_order_that_is_said(tmp_path: Pat
     assert [p.label for p in staged.read("train", ())] == data.train.labels.tolist()
     assert stage(looked).root == staged.root
     assert len(stage(looked, everything=True).parts["train"]) == 20
+
+
+def test_old_folders_of_links_go_and_those_in_use_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[stage.__module__], "KEPT", 1)
+    first, second = (stage(look(folder(tmp_path / name))) for name in "ab")
+    assert first.root.is_dir()  # one too many, but of today
+    long_ago = time.time() - 10 * 24 * 3600
+    for one in (first, second):
+        os.utime(one.root, (long_ago, long_ago))
+    stage(look(tmp_path / "b"))  # is used again
+    third = stage(look(folder(tmp_path / "c")))
+    assert (first.root.is_dir(), second.root.is_dir(), third.root.is_dir()) == (False, True, True)
+    assert all(file.is_file() for file in (tmp_path / "a").rglob("*.png"))  # what they led to is there
 
 
 def test_the_person_s_folder_is_not_written_to(tmp_path: Path) -> None:

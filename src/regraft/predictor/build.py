@@ -80,7 +80,7 @@ def _best_cell(results: Results, row: str, seed: int | Literal["best"]) -> Cell:
         if not missing:
             seeds = [cell.seed for cell in results.cells if cell.row == row]
             raise UnknownName(f"row {row!r} has no seed {seed}; it has {', '.join(map(str, seeds))}")
-        raise RunError(f"row {row!r} has no score: {missing[0].reason}. Run the study first: regraft run")
+        raise RunError(f"row {row!r} has no score: {missing[0].reason.rstrip('.')}. Run the study first: regraft run")
     return max(cells, key=lambda cell: (cell.validation_accuracy or 0.0, -cells.index(cell)))
 
 

@@ -132,7 +132,13 @@ def _measured(
 
 
 def _check_out(root: Path, out: str | Path | None) -> None:
-    if out is not None and Path(out).expanduser().resolve().is_relative_to(root):
+    if out is None:
+        return
+    try:
+        place = Path(out).expanduser()
+    except RuntimeError as error:  # ~NAME of nobody
+        raise StudyError(f"--out {out}: {error}; name another folder") from None
+    if place.resolve().is_relative_to(root):
         raise StudyError(
             f"--out {out} lies inside the pictures' folder, where it would be taken for a class; name another"
         )

@@ -6,17 +6,21 @@ mode) the pictures are copied.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from regraft.data.folders import list_folder
-from regraft.data.home import home, new_folder
+from regraft.data.home import ABANDONED_AFTER_SECONDS, home, new_folder
 from regraft.predictor.advise.folder import Looked, Picture
+
+KEPT = 100  # folders of links: two for each folder of pictures
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,10 @@ def stage(looked: Looked, *, everything: bool = False) -> Staged:
     links = {_place(part, looked.classes[p.label], p): p for part, members in placed.items() for p in members}
     words = json.dumps([[place, str(p.file), p.sha256] for place, p in sorted(links.items())])
     root = home() / "advise" / hashlib.sha256(words.encode("utf-8", "surrogateescape")).hexdigest()[:32]
-    if not root.is_dir():
+    if root.is_dir():
+        os.utime(root)  # still in use
+    else:
+        _remove_oldest(root.parent)
         with new_folder(root) as folder:
             for place, picture in links.items():
                 _link(picture.file, folder / place)
@@ -59,6 +66,16 @@ def stage(looked: Looked, *, everything: bool = False) -> Staged:
         for part, files in listing.parts.items()
     }
     return Staged(root, parts)
+
+
+def _remove_oldest(folder: Path) -> None:
+    """Each folder that was ever looked at, and each change in it, leaves links behind: the last ones are enough. What
+    was computed of the others stays in the store, by the pictures' content."""
+    with contextlib.suppress(OSError):  # another process removes them as well
+        aged = sorted(((one.stat().st_mtime, one) for one in folder.iterdir() if one.is_dir()), reverse=True)
+        for used, old in aged[KEPT:]:
+            if time.time() - used > ABANDONED_AFTER_SECONDS:
+                shutil.rmtree(old, ignore_errors=True)
 
 
 def _place(part: str, name: str, picture: Picture) -> str:
