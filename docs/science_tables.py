@@ -15,6 +15,7 @@ from typing import Any
 from blocks import REPOSITORY, table
 
 from regraft.analysis.adviser import adviser_table, table_cells
+from regraft.analysis.stats import t_interval
 from regraft.show.figures_save import save_figure
 from regraft.show.figures_science import advice_page
 from regraft.show.text import percent
@@ -87,9 +88,29 @@ def audit_block() -> str:
         parts += [
             f"**{content['study']}**: {pairs['all']:,} pairs, {pairs['same_bytes']:,} of them with the same bytes, "
             f"{pairs['mirrored']:,} mirrored; {pairs['labels_differ']:,} under two labels as far as these are known.",
-            table(sets[0], sets[1:]), table(lines[0], lines[1:]), _where(content, path),
+            table(sets[0], sets[1:]), table(lines[0], lines[1:]), *_without(content), _where(content, path),
         ]  # fmt: skip
     return "\n\n".join(parts)
+
+
+def _without(content: dict[str, Any]) -> list[str]:
+    """Each row with and without the duplicated test images: means over seeds, the change with its interval."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for one in content["without_duplicates"]:
+        rows.setdefault(one["row"], []).append(one)
+    if not rows:
+        return []
+    lines = []
+    for name, seeds in rows.items():
+        changes = [100 * one["change"] for one in seeds]
+        points = f"{sum(changes) / len(changes):+.2f}"
+        if len(changes) > 1:
+            points += " [{:+.2f}, {:+.2f}]".format(*t_interval(changes))
+        flagged = ", ".join(f"{one['flagged']:,}" for one in seeds)
+        mean = [percent(sum(one[key] for one in seeds) / len(seeds), 2) for key in ("accuracy", "without")]
+        lines.append([name, *mean, points, flagged, f"{seeds[0]['test_images']:,}", str(len(seeds))])
+    head = ["row", "accuracy", "without them", "points (95 % t)", "left out, by seed", "of test images", "n"]
+    return ["Results with and without the test images that are like one a network learned from:", table(head, lines)]
 
 
 def advice_block() -> str:
