@@ -84,6 +84,15 @@ def test_every_seed_is_looked_up_on_its_own_curve() -> None:
     assert worth.low == pytest.approx(worth.high) == pytest.approx(10**1.5)
 
 
+def test_every_seeds_own_labels_are_told() -> None:
+    curves = {seed: STRAIGHT for seed in range(4)}
+    worth = label_worth({0: 0.3, 1: 0.4, 2: 0.7, 3: 0.1}, curves, own=5, scratch="random")
+    assert [seed for seed, _ in worth.each] == [0, 1, 2, 3]
+    assert [labels for _, labels in worth.each] == pytest.approx([10**1.5, 100, math.inf, 0])
+    inside = label_worth({0: 0.3, 1: 0.4}, curves, own=5, scratch="random")
+    assert inside.labels == pytest.approx(math.sqrt(math.prod(labels for _, labels in inside.each)))
+
+
 def test_one_seed_gives_a_number_without_interval() -> None:
     worth = label_worth({4: 0.3}, {4: STRAIGHT, 5: STRAIGHT}, own=10, scratch="random")
     assert (worth.n, worth.low, worth.high) == (1, None, None)

@@ -45,6 +45,7 @@ class Worth:
     first: float  # budgets of the curve, labels per class
     last: float
     scratch: str  # source of the rows from scratch
+    each: tuple[tuple[int, float], ...]  # (seed, labels), of the n seeds; 0 below the data, infinity beyond
 
     def text(self) -> str:
         """'310 [250, 384]', '310 [< 50, 1,920]', '> 5,000 (beyond the data)', '≥ 310 (2 of 3 seeds beyond the data)'.
@@ -112,9 +113,11 @@ def label_worth(accuracies: Mapping[int, float], curves: Mapping[int, Curve], *,
     first = min(curves[seed][0][0] for seed in common)
     last = max(curves[seed][-1][0] for seed in common)
     logs: list[float] = []
+    each: list[tuple[int, float]] = []
     beyond = below = 0
     for seed in common:
         labels = labels_for(accuracies[seed], curves[seed])
+        each.append((seed, labels))
         beyond, below = beyond + (labels == math.inf), below + (labels == 0)
         logs.append(math.log(min(max(labels, curves[seed][0][0]), curves[seed][-1][0])))
     n = len(common)
@@ -125,6 +128,7 @@ def label_worth(accuracies: Mapping[int, float], curves: Mapping[int, Curve], *,
         low=None if low is None else math.exp(low),
         high=None if high is None else math.exp(min(high, 700.0)),  # two seeds can make an interval past any float
         n=n, of=len(accuracies), beyond=beyond, below=below, own=own, first=first, last=last, scratch=scratch,
+        each=tuple(each),
     )  # fmt: skip
 
 

@@ -14,9 +14,10 @@ from regraft.analysis.worth import Worth, count, label_worths
 from regraft.show.figures_arms import arm_look, arms
 from regraft.show.figures_base import BLUE, GREY, ROW_HEIGHT, WIDTH, Chart, Entries, chart_of, log_axis, percent_axis
 from regraft.show.text import printable
-from regraft.study.results import Results
+from regraft.study.results import Cell, Results
 
 SHOWN_DIFFERENCES = 24
+SHOWN_WORTHS = 150  # rows, those with the highest worth
 HALF_WIDTH = 300  # pixels, of a panel of several
 NAME_LIMIT, PAIR_HEIGHT = 80, 60  # characters of each of two rows; pixels: their names above the marks
 
@@ -90,10 +91,10 @@ def worth_by_row(results: Results) -> Chart | None:
     known = label_worths(results)
     if not known:
         return None
-    rows = sorted(known, key=lambda name: -(known[name].labels or math.inf))
+    rows = sorted(known, key=lambda name: -(known[name].labels or math.inf))[:SHOWN_WORTHS]
     entries = [mark for i, name in enumerate(rows) for mark in _worth_marks(i, name, known[name])]
     kinds = ["labels it had", "labels from scratch for the same", "more than measured", "fewer than measured"]
-    present = [kind for kind in kinds if any(entry["kind"] == kind for entry in entries)]
+    present = [kind for kind in kinds if any(entry.get("kind") == kind for entry in entries)]
     shapes = dict(zip(kinds, ("circle", "diamond", "triangle-right", "triangle-left"), strict=True))
     colours = dict(zip(kinds, (GREY, BLUE, BLUE, BLUE), strict=True))
     legend = alt.Legend(orient="top", title=None, columns=2, symbolOpacity=1)
@@ -105,6 +106,9 @@ def worth_by_row(results: Results) -> Chart | None:
     color = alt.Color("kind:N", scale=alt.Scale(domain=present, range=[colours[k] for k in present]), legend=legend)
     shape = alt.Shape("kind:N", scale=alt.Scale(domain=present, range=[shapes[k] for k in present]), legend=legend)
     tooltip = [alt.Tooltip("name:N", title="row"), alt.Tooltip("text:N", title="label worth")]
+    seeds = base.transform_filter("isValid(datum.seed)").mark_point(
+        filled=True, size=16, opacity=0.85, color=BLUE, yOffset=9
+    )
     link = base.transform_filter("isValid(datum.own)").mark_rule(color=GREY, strokeDash=[2, 2], yOffset=9)
     bars = base.transform_filter("isValid(datum.low)").mark_rule(color=BLUE, strokeWidth=3, opacity=0.5, yOffset=9)
     names = base.transform_filter("isValid(datum.label)").mark_text(
@@ -113,12 +117,12 @@ def worth_by_row(results: Results) -> Chart | None:
     title = "Label worth: labels per class that training from scratch needs for the same accuracy"
     return alt.layer(
         link.encode(x=alt.X("own:Q"), x2="value:Q"), bars.encode(x=alt.X("low:Q"), x2="high:Q"),
-        points.encode(x=x, color=color, shape=shape, tooltip=tooltip), names.encode(x=alt.value(0), text="label:N"),
+        points.encode(x=x, color=color, shape=shape, tooltip=tooltip), seeds.encode(x=x, tooltip=tooltip), names.encode(x=alt.value(0), text="label:N"),
     ).properties(
         width=WIDTH, height=ROW_HEIGHT * len(rows),
         title={"text": "Label worth", "subtitle": "labels per class that training from scratch needs for the same "
-               "accuracy, with the 95 % t-interval over seeds"},
-        description=f"{title}: {len(rows)} rows.",
+               "accuracy: every seed, their geometric mean, and its 95 % t-interval"},
+        description=f"{title}: {len(rows)} rows{f' with the highest of {len(known):,}' if len(rows) < len(known) else ''}.",
     )  # fmt: skip
 
 
@@ -139,7 +143,18 @@ def _worth_marks(i: int, name: str, worth: Worth) -> Entries:
         {**base, "kind": kind, "value": at, "own": worth.own, "low": low, "high": high,
          "label": f"{shown}: {worth.text()}"},
         {**base, "kind": "labels it had", "value": worth.own},
+        *(
+            {"row": i, "name": shown, "seed": seed, "value": min(max(labels, worth.first), worth.last),
+             "text": f"{_seed_labels(labels, worth)} labels per class (seed {seed})"}
+            for seed, labels in worth.each
+        ),
     ]  # fmt: skip
+
+
+def _seed_labels(labels: float, worth: Worth) -> str:
+    if 0 < labels < math.inf:
+        return count(labels)
+    return f"< {count(worth.first)}" if labels == 0 else f"> {count(worth.last)}"
 
 
 def accuracy_by_cost(results: Results) -> Chart | None:
@@ -185,8 +200,12 @@ def accuracy_by_cost(results: Results) -> Chart | None:
 def _cost_entries(results: Results) -> Entries:
     """Mean and seeds of every row whose trainings recorded their seconds."""
     told, entries = arms(results), []
+    timed: dict[str, list[Cell]] = {}
+    for cell in results.cells:
+        if float(cell.cost.get("seconds", 0)) > 0:
+            timed.setdefault(cell.row, []).append(cell)
     for row in rows_table(results):
-        own = [cell for cell in results.cells if cell.row == row.name and float(cell.cost.get("seconds", 0)) > 0]
+        own = timed.get(row.name, [])
         if row.summary is None or not own or not math.isfinite(row.summary.mean):
             continue
         arm = told[row.name]
