@@ -85,7 +85,7 @@ def test_every_seed_is_looked_up_on_its_own_curve() -> None:
 
 
 def test_every_seeds_own_labels_are_told() -> None:
-    curves = {seed: STRAIGHT for seed in range(4)}
+    curves = dict.fromkeys(range(4), STRAIGHT)
     worth = label_worth({0: 0.3, 1: 0.4, 2: 0.7, 3: 0.1}, curves, own=5, scratch="random")
     assert [seed for seed, _ in worth.each] == [0, 1, 2, 3]
     assert [labels for _, labels in worth.each] == pytest.approx([10**1.5, 100, math.inf, 0])

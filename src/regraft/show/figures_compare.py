@@ -114,15 +114,17 @@ def worth_by_row(results: Results) -> Chart | None:
     names = base.transform_filter("isValid(datum.label)").mark_text(
         align="left", dy=-9, limit=alt.ExprRef("width"), style="row-name"
     )
+    some = f" with the highest of {len(known):,}" if len(rows) < len(known) else ""
     title = "Label worth: labels per class that training from scratch needs for the same accuracy"
     return alt.layer(
         link.encode(x=alt.X("own:Q"), x2="value:Q"), bars.encode(x=alt.X("low:Q"), x2="high:Q"),
-        points.encode(x=x, color=color, shape=shape, tooltip=tooltip), seeds.encode(x=x, tooltip=tooltip), names.encode(x=alt.value(0), text="label:N"),
+        points.encode(x=x, color=color, shape=shape, tooltip=tooltip),
+        seeds.encode(x=x, tooltip=tooltip), names.encode(x=alt.value(0), text="label:N"),
     ).properties(
         width=WIDTH, height=ROW_HEIGHT * len(rows),
         title={"text": "Label worth", "subtitle": "labels per class that training from scratch needs for the same "
                "accuracy: every seed, their geometric mean, and its 95 % t-interval"},
-        description=f"{title}: {len(rows)} rows{f' with the highest of {len(known):,}' if len(rows) < len(known) else ''}.",
+        description=f"{title}: {len(rows)} rows{some}.",
     )  # fmt: skip
 
 
