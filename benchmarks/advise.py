@@ -3,8 +3,9 @@
 PICTURES is a folder of classes with many pictures. Again and again some of each class are drawn, advice is asked on
 them alone, and its predictor answers pictures that it has never seen. Recorded for each draw: the seconds taken of the
 budget, the accuracy that was promised with its interval, the accuracy that came, and with `--flip` how many of the
-labels that were changed on purpose were found. `--cifar10 N` writes N pictures of each of CIFAR-10's classes as PNG
-first, and takes those.
+labels that were changed on purpose were found. Draws are nested: where twice or four times a size is in `--per-class`
+too, what was forecast of it is compared with what came there. `--cifar10 N` writes N pictures of each of CIFAR-10's
+classes as PNG first, and takes those.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def write_draw(
     pictures: Path, per_class: int, draw: int, place: Path, most: int, flip: float
 ) -> tuple[list[tuple[Path, str]], set[str]]:
     """Copy a draw of pictures to `place`.  Returns the unseen ones with their class, and names with a changed label."""
-    rng = stream(draw, "benchmark-draw", per_class)
+    rng = stream(draw, "benchmark-draw")
     classes = sorted(folder.name for folder in pictures.iterdir() if folder.is_dir() and folder.name[0] != ".")
     rest, given = [], []
     for name in classes:
@@ -133,11 +134,29 @@ def summary(found: list[dict[str, object]]) -> dict[str, object]:
     there is not accuracy on right labels: such draws say nothing of intervals, and are not counted for them."""
     honest = [one for one in found if one["labels_changed"] is None]
     inside = sum(bool(one["inside"]) for one in honest)
+    forecasts = checked_forecasts(honest)
+    kept = sum(low <= came <= high for _, _, low, high, came in forecasts)
     return {
+        "forecasts": [dict(zip(("per_class", "factor", "low", "high", "came"), one, strict=True)) for one in forecasts],
+        "forecasts_inside": kept, "forecasts_checked": len(forecasts),
+        "forecasts_wilson": wilson_interval(kept, len(forecasts)) if forecasts else None,
         "draws": len(found), "in_110_percent_of_time": sum(bool(one["in_110_percent_of_time"]) for one in found),
         "draws_with_right_labels": len(honest), "inside_interval": inside,
         "inside_wilson": wilson_interval(inside, len(honest)) if honest else None,
     }  # fmt: skip
+
+
+def checked_forecasts(found: list[dict[str, object]]) -> list[tuple[int, float, float, float, float]]:
+    """(pictures of each class, times as many, low, high, what came) where the same draw was measured at that size."""
+    came = {(one["draw"], one["per_class"]): one["came"] for one in found}
+    checked = []
+    for one in found:
+        told = one["forecast"]
+        for factor, _, low, high in told if isinstance(told, list) else []:
+            there = came.get((one["draw"], round(factor * int(str(one["per_class"])))))
+            if there is not None:
+                checked.append((int(str(one["per_class"])), factor, low, high, float(str(there))))
+    return checked
 
 
 def write_cifar(place: Path, per_class: int) -> Path:

@@ -220,6 +220,43 @@ def _orders(content: dict[str, Any]) -> tuple[str, Lines, str]:
     return "Memory order in training on the CPU, 32 px", lines, _machine(content)
 
 
+def _predicted(content: dict[str, Any]) -> tuple[str, Lines, str]:
+    """Pictures a minute, files read and network run, whole processes."""
+    rows, count = content["contenders"], content["pictures"]
+    plain = {row["name"].partition(":")[0]: row["median"] for row in rows if row["name"].endswith("plain loop")}
+    lines = [["contender", "pictures a minute (n)", "times as fast as the plain loop", "same answers as it"]]
+    for row in rows:
+        network, _, kind = row["name"].partition(":")
+        same = percent(content["same_answer"][network]) if kind == " regraft predict" else ""
+        speed = f"{60 * count / row['median']:,.0f} (n = {len(row['seconds'])})"
+        lines.append([row["name"], speed, f"{plain[network] / row['median']:.2f}", same])
+    return f"`regraft predict` of {count:,} picture files at 224 pixels", lines, _machine(content)
+
+
+def _advice_kept(content: dict[str, Any]) -> tuple[str, Lines, str]:
+    """How often advice kept what it promised."""
+    lines = [["pictures of each class", "draws", "promised, mean", "came, mean", "inside the 95 % interval",
+              "within 110 % of the time"]]  # fmt: skip
+    by_size: dict[int, list[dict[str, Any]]] = {}
+    for one in content["draws"]:
+        by_size.setdefault(one["per_class"], []).append(one)
+    for size, found in by_size.items():
+        mean = [percent(sum(one[key] for one in found) / len(found)) for key in ("promised", "came")]
+        kept = [f"{sum(one[key] for one in found)} of {len(found)}" for key in ("inside", "in_110_percent_of_time")]
+        lines.append([str(size), str(len(found)), *mean, *kept])
+    told = content["summary"]
+    low, high = told["inside_wilson"]
+    where = f"{_machine(content)}; all draws: {told['inside_interval']} of {told['draws_with_right_labels']} inside "
+    where += f"[{percent(low)}, {percent(high)}]"
+    if told["forecasts_checked"]:
+        low, high = told["forecasts_wilson"]
+        where += (
+            f"; forecasts for twice and four times the pictures: {told['forecasts_inside']} of "
+            f"{told['forecasts_checked']} inside their interval [{percent(low)}, {percent(high)}]"
+        )
+    return f"Does advice keep its word? Pictures: {content['pictures']}", lines, where
+
+
 def _machine(content: dict[str, Any]) -> str:
     return f"{content['machine']}, torch {content['versions']['torch']}"
 
@@ -234,6 +271,8 @@ SPEED = {
     "frozen-study": {"": _contenders},
     "extract": {"": _rates},
     "memory": {"": _peaks},
+    "predict": {"": _predicted},
+    "advise": {"": _advice_kept},
     "train-cpu": {"contenders": _training, "bf16": _precision, "memory_order": _orders},
 }
 
