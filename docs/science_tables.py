@@ -34,7 +34,8 @@ def is_science(content: dict[str, Any]) -> bool:
 def record(content: dict[str, Any]) -> Path:
     """Keep what a command printed."""
     audit = "crossings" in content
-    command = f"regraft {'audit' if audit else 'scores'} {content['study']} --json"
+    by = "" if content.get("by", "cut") == "cut" else f" --by {content['by']}"
+    command = f"regraft {'audit' if audit else 'scores'} {content['study']}{by} --json"
     kept = _counts(content) if audit else content
     ran = content.get("record") or {
         "versions": versions(), "machine": f"{platform.system()} {platform.machine()}",
