@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -28,6 +28,13 @@ class Batches(Protocol):
     def take(self, positions: Tensor, generator: torch.Generator | None) -> Tensor:
         """Inputs at `positions`; augmented if a generator is given and the set augments at all."""
         ...
+
+
+@runtime_checkable
+class _ReadAhead(Protocol):
+    """Batches that may lie in files."""
+
+    def expect(self, coming: Sequence[Tensor]) -> None: ...
 
 
 def forward_in_chunks(count: int, size: int, device: torch.device, forward: Callable[[Tensor], T]) -> Iterator[T]:
@@ -96,6 +103,10 @@ class ImageBatches:
         other.augmentation = augmentation
         return other
 
+    def expect(self, coming: Sequence[Tensor]) -> None:
+        """What `take` will be asked for next."""
+        self.rows.expect(coming)
+
     def take(self, positions: Tensor, generator: torch.Generator | None) -> Tensor:
         images = self.rows.take(positions)
         if self.view is not None:
@@ -109,9 +120,9 @@ class ImageBatches:
 def read_ahead(batches: Batches, coming: Sequence[Tensor]) -> None:
     """Announce the positions that `take` will get next, as these very tensors, so that they are read beforehand.
 
-    Without it each batch of images that do not fit into memory is read when it is asked for."""
-    if isinstance(batches, ImageBatches):
-        batches.rows.expect(coming)
+    Without it each batch of what does not fit into memory is read when it is asked for."""
+    if isinstance(batches, _ReadAhead):
+        batches.expect(coming)
 
 
 def _in_memory(images: NDArray[np.uint8], device: torch.device) -> Kept:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from regraft.learn.batches import Batches, read_ahead
+from regraft.learn.distributed import ALONE, Team
 from regraft.learn.epoch import blended, blended_loss, order_of, own_randomness, set_rate, steps_of
 from regraft.learn.graphs import Forward
 from regraft.learn.mechanisms import check_wish, choose
@@ -70,6 +71,7 @@ def fit(
     mechanism: str = "auto",
     precision: torch.dtype | None = None,
     checkpoint: Checkpoint | None = None,
+    team: Team = ALONE,
     advance: Advance = lambda done, message: None,
 ) -> Fit:
     """Train `model` by `recipe`; parameters without gradient stay as they are.
@@ -79,9 +81,10 @@ def fit(
     tuned: what a method of transfer does differently.
     mechanism: of `learn.mechanisms`; auto is the fastest by measure, and eager on a CPU.
     precision: of products, as `learn.precision.choose_precision` gives it; None: the device's usual one.
+    team: of processes, each with a device of its own, that call this with the same arguments; each gets the same Fit.
     advance(done, message): called once a step with the share done.  Raises Diverged on a loss that is not finite."""
     model.to(device, memory_format=memory_order(device, recipe.batch_size))  # type: ignore[call-overload]
-    loop = _Loop(model, train, unlabelled, recipe, tuned, seed, device, precision, advance)
+    loop = _Loop(model, train, unlabelled, recipe, tuned, seed, device, precision, team, advance)
     progress = loop.progress
     if checkpoint is not None and (saved := checkpoint.load()) is not None:
         progress.restore(*saved)
@@ -138,23 +141,29 @@ class _Loop:
         seed: int,
         device: torch.device,
         precision: torch.dtype | None,
+        team: Team,
         advance: Advance,
     ) -> None:
         self.model, self.train, self.unlabelled, self.recipe = model, train, unlabelled, recipe
-        self.seed, self.device, self.precision, self.advance = seed, device, precision, advance
+        self.seed, self.device, self.precision, self.team, self.advance = seed, device, precision, team, advance
         self.steps = steps_of(len(train), recipe)  # of an epoch
         self.tuned = tuned
         self.optimizer = make_optimizer(
             model, recipe, device, rates=tuned.rates, undecayed=tuned.undecayed, fixed=tuned.fixed
         )
         self.guesses = None if unlabelled is None else Guesses(len(unlabelled.weak), recipe, device)
-        self.progress = Progress(model, self.optimizer, self.guesses, recipe)
+        self.progress = Progress(model, self.optimizer, self.guesses, recipe, team)
         self.forward: Forward = model
         self.mechanism: dict[str, Any] = {}
 
     def choose(self, wish: str, *, epochs_left: int) -> None:
         """How the network is run from here on: eager, compiled or as graphs."""
         check_wish(wish, self.device)
+        if not self.team.alone:
+            assert self.guesses is None and self.tuned.fixed, "what one device alone can train"
+            self.forward = self.team.around(self.model, self.device)
+            self.mechanism = {"mechanism": f"eager on {self.team.size} devices", "why": "asked for"}
+            return
         # Labelled and unlabelled images together are batches of another size; what learns may change between epochs.
         if self.guesses is not None or not self.tuned.fixed or epochs_left <= 0:
             return
@@ -181,7 +190,7 @@ class _Loop:
         loss_sum, hits = torch.zeros(2, device=self.device)
         self.model.train()
         self.tuned.before_epoch(epoch / self.recipe.epochs)
-        with own_randomness(self.seed, "dropout", epoch):
+        with own_randomness(self.seed, "dropout", epoch, *self.team.path):
             for step, (positions, batch) in enumerate(self._batches(self._order(epoch), epoch)):
                 done = (epoch * self.steps + step) / (self.recipe.epochs * self.steps)
                 set_rate(self.optimizer, learning_rate(done, self.recipe))
@@ -235,7 +244,7 @@ class _Loop:
                 self.optimizer.step()
                 return loss, right
             except torch.OutOfMemoryError:
-                if progress.parts * 2 > len(batch.inputs):
+                if progress.parts * 2 > len(batch.inputs) or not self.team.alone:  # the others would wait for ever
                     raise
                 progress.parts *= 2
                 progress.notes.append(
@@ -247,14 +256,17 @@ class _Loop:
         """Fill the parameters' gradients; mean loss and number of right answers of the batch."""
         self.optimizer.zero_grad(set_to_none=True)
         total, right = torch.zeros(2, device=self.device)
-        for part in batch.parts(self.progress.parts):
-            with mixed_precision(self.device, self.precision):
+        own = batch if self.team.alone else list(batch.parts(self.team.size))[self.team.rank]
+        for part in own.parts(self.progress.parts):
+            with mixed_precision(self.device, self.precision), self.team.norms():
                 loss, logits = self._loss(part)
             share = len(part.inputs) / len(batch.inputs)
-            (loss * share).backward()  # type: ignore[no-untyped-call]
+            # The team's gradients are means over its members, the loss is a sum over their shares
+            (loss * (share * self.team.size)).backward()  # type: ignore[no-untyped-call]
             total += loss.detach() * share
             right += (logits.detach().argmax(1) == (part.labels if part.share >= 0.5 else part.others)).sum()
         self.tuned.after_gradient()
+        total, right = self.team.sum(total, right)
         return total, right
 
     def _loss(self, part: _Batch) -> tuple[Tensor, Tensor]:

@@ -5,12 +5,12 @@ Features are turned to their eigenbasis, once for all problems; `lbfgs` does the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from regraft.learn.lbfgs import OwnImages, SharedImages, minimise, with_ones
+from regraft.learn.lbfgs import Images, OwnImages, SharedImages, minimise, with_ones
 from regraft.learn.solve import (
     Scaling,
     Solved,
@@ -52,18 +52,31 @@ def logistic(
     n = len(x)
     scaling = scaling_of(x)
     u, s, directions = _dual_basis(x, scaling) if n < x.shape[1] else _primal_basis(x, scaling)
-    at_once = max(1, CHUNK_LOGITS // (n * classes))
+    solved = in_groups(
+        SharedImages(u), y, s, penalties, classes=classes, max_iterations=max_iterations, tolerance=tolerance
+    )
     found = []
-    for group in torch.split(torch.tensor(penalties, dtype=torch.float32, device=x.device), at_once):
+    for w, c, i in solved:
+        weight, bias = scaling.fold(w[:, :-1].double() @ directions.T, w[:, -1])
+        found.append(Solved(weight.to(features.device), bias.to(features.device), c, i))
+    return found
+
+
+def in_groups(
+    images: Images, y: Tensor, s: Tensor, penalties: Sequence[float],
+    *, classes: int, max_iterations: int, tolerance: float,
+) -> Iterator[tuple[Tensor, bool, int]]:  # fmt: skip
+    """For each penalty weights (classes, r), whether they converged, and in how many iterations.
+
+    y: labels (n,).  s: (r - 1,) as `minimise` takes it. As many penalties at a time as their logits allow."""
+    at_once = max(1, CHUNK_LOGITS // (len(y) * classes))
+    for group in torch.split(torch.tensor(penalties, dtype=torch.float32, device=y.device), at_once):
         m = len(group)
         weights, converged, iterations = minimise(
-            SharedImages(u), y[:, None].expand(n, m), s.expand(m, -1), group,
+            images, y[:, None].expand(len(y), m), s.expand(m, -1), group,
             classes=classes, max_iterations=max_iterations, tolerance=tolerance,
         )  # fmt: skip
-        for w, c, i in zip(weights, converged.tolist(), iterations.tolist(), strict=True):
-            weight, bias = scaling.fold(w[:, :-1].double() @ directions.T, w[:, -1])
-            found.append(Solved(weight.to(features.device), bias.to(features.device), c, i))
-    return found
+        yield from zip(weights, converged.tolist(), iterations.tolist(), strict=True)
 
 
 def logistic_each(

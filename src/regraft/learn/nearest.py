@@ -27,18 +27,23 @@ def prototypes(features: Tensor, labels: Tensor, *, classes: int) -> Tensor:
     features: (n, d).  labels: (n,) in [0, classes).  Returns (classes, d) float32.
     Raises TooFewImages if a class has no image, Diverged on features that are not finite.
     Snell et al. 2017 (arXiv:1703.05175), with cosines as in Chen et al. 2021 (arXiv:2003.04390)."""
+    all_present(labels, classes)
+    sums = features.new_zeros(classes, features.shape[1], dtype=torch.float32)
+    for rows, their_labels in zip(
+        torch.split(features, ROWS), torch.split(labels, ROWS), strict=True
+    ):  # no copy of all features
+        sums.index_add_(0, their_labels, directions_of(rows))
+    return normalize(sums, dim=1)  # the length of a sum plays no part
+
+
+def all_present(labels: Tensor, classes: int) -> None:
+    """Raises TooFewImages if one of the classes is none of the labels (n,)."""
     counts = torch.bincount(labels, minlength=classes)
     if empty := torch.nonzero(counts == 0).flatten().tolist():
         raise TooFewImages(
             f"no prototype for {len(empty)} of {classes} classes, the first of them number {empty[0]}: none of the "
             f"{len(labels)} training images is theirs; give every class at least one image"
         )
-    sums = features.new_zeros(classes, features.shape[1], dtype=torch.float32)
-    for rows, their_labels in zip(
-        torch.split(features, ROWS), torch.split(labels, ROWS), strict=True
-    ):  # no copy of all features
-        sums.index_add_(0, their_labels, _directions(rows))
-    return normalize(sums, dim=1)  # the length of a sum plays no part
 
 
 class CosinePrototypes(nn.Module):
@@ -51,7 +56,7 @@ class CosinePrototypes(nn.Module):
         self.register_buffer("prototypes", prototypes)
 
     def forward(self, features: Tensor) -> Tensor:  # (n, d) -> (n, classes)
-        return PROTOTYPE_SCALE * linear(_directions(features), self.prototypes)
+        return PROTOTYPE_SCALE * linear(directions_of(features), self.prototypes)
 
 
 class NearestNeighbours(nn.Module):
@@ -70,7 +75,7 @@ class NearestNeighbours(nn.Module):
     def __init__(self, features: Tensor, labels: Tensor, *, classes: int, neighbours: int) -> None:
         super().__init__()
         self.classes, self.neighbours = classes, neighbours
-        self.register_buffer("features", _directions(features))
+        self.register_buffer("features", directions_of(features))
         self.register_buffer("labels", labels.long())
 
     def forward(self, features: Tensor) -> Tensor:  # (n, d) -> (n, classes)
@@ -78,7 +83,7 @@ class NearestNeighbours(nn.Module):
         return torch.cat([self._vote(queries) for queries in torch.split(features, size)])
 
     def _vote(self, queries: Tensor) -> Tensor:
-        similarities = linear(_directions(queries), self.features)  # (b, n)
+        similarities = linear(directions_of(queries), self.features)  # (b, n)
         nearest, which = similarities.topk(min(self.neighbours, len(self.features)), dim=1)
         weights = (nearest / TEMPERATURE).softmax(dim=1)  # sum to 1
         votes = weights.new_zeros(len(queries), self.classes).scatter_add_(1, self.labels[which], weights)
@@ -94,7 +99,7 @@ class NearestNeighbours(nn.Module):
         return f"{len(self.features)} images, {self.classes} classes, neighbours={self.neighbours}"
 
 
-def _directions(features: Tensor) -> Tensor:
+def directions_of(features: Tensor) -> Tensor:
     """Features (n, d) float32, each row of length 1, or 0 if it was 0."""
     features = features.float()
     largest = torch.linalg.vector_norm(features, ord=torch.inf, dim=1, keepdim=True)  # (n, 1)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from regraft.errors import Diverged
 from regraft.learn.batches import Batches
+from regraft.learn.distributed import ALONE, Team
 from regraft.learn.optimizers import Average, learning_rate
 from regraft.learn.predict import evaluate
 from regraft.learn.unlabelled import Guesses
@@ -29,8 +30,14 @@ class Progress:
     """The curve so far, the best epoch, averaged weights, and what had to be done differently."""
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, guesses: Guesses | None, recipe: Recipe
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        guesses: Guesses | None,
+        recipe: Recipe,
+        team: Team = ALONE,
     ) -> None:
+        self.team = team
         self.model, self.optimizer, self.guesses, self.recipe = model, optimizer, guesses, recipe
         self.average = Average(model, recipe.ema) if recipe.ema else None
         self.curve: list[dict[str, float]] = []
@@ -57,7 +64,9 @@ class Progress:
             self.curve.append(entry)
             return
         with self.kept_weights():
-            loss, accuracy = evaluate(self.model, validation, flip=self.recipe.test_flip, precision=precision)
+            own = self.team.share_of(validation)
+            loss, accuracy = evaluate(self.model, own, flip=self.recipe.test_flip, precision=precision)
+            loss, accuracy = self.team.scores(loss, accuracy, validation)
             if not math.isfinite(loss):
                 raise divergence("validation", loss, epoch, self.recipe)
             self.curve.append({**entry, "validation_loss": loss, "validation_accuracy": accuracy})

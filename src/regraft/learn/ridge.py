@@ -39,14 +39,21 @@ def ridge(features: Tensor, labels: Tensor, *, classes: int, penalties: Sequence
     shares, targets = _centred(y, classes)
     dual = len(x) < x.shape[1]
     s, directions, along = _dual(x, targets, scaling) if dual else _primal(x, targets, scaling)
-    # Of no rank, of no weight. An infinite eigenvalue makes no exception of it below.
-    s = torch.where(s > RANK_TOLERANCE * s[-1], s, torch.inf)
-    weights = [directions @ (along / (s + penalty)[:, None]) for penalty in penalties]  # each (n or d, classes)
+    weights = weights_for(s, directions, along, penalties)
     if dual:  # (n, classes) -> (d, classes)
         of_features = [[z.T @ w for w in weights] for z in standardised_columns(x, scaling)]
         weights = [torch.cat(parts) for parts in zip(*of_features, strict=True)]
     folded = (scaling.fold(weight.T, shares) for weight in weights)
     return [Solved(w.to(features.device), b.to(features.device), converged=True, iterations=0) for w, b in folded]
+
+
+def weights_for(s: Tensor, directions: Tensor, along: Tensor, penalties: Sequence[float]) -> list[Tensor]:
+    """The solution for each penalty, (r, classes), of images or of features, whichever are fewer.
+
+    s, directions: eigenvalues (r,), rising, and eigenvectors (r, r).  along: targets along them (r, classes)."""
+    # Of no rank, of no weight. An infinite eigenvalue makes no exception of it below.
+    s = torch.where(s > RANK_TOLERANCE * s[-1], s, torch.inf)
+    return [directions @ (along / (s + penalty)[:, None]) for penalty in penalties]
 
 
 def ridge_each(features: Tensor, labels: Tensor, *, classes: int, penalty: float) -> tuple[Tensor, Tensor]:

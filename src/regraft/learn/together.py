@@ -8,13 +8,14 @@ gradients, and each still takes exactly the steps that it takes in `learn.fit.fi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from regraft.errors import Diverged
+from regraft.learn.feature_rows import FeatureRows, in_blocks, in_turn
 from regraft.learn.fit import Fit
 from regraft.learn.optimizers import learning_rate
 from regraft.learn.progress import divergence
@@ -26,9 +27,9 @@ ADAM_BETAS, ADAM_EPSILON = (0.9, 0.999), 1e-8  # torch's defaults
 
 
 def fit_together(
-    features: Tensor,
+    features: Tensor | FeatureRows,
     labels: Tensor,
-    validation: tuple[Tensor, Tensor] | None,
+    validation: tuple[Tensor | FeatureRows, Tensor] | None,
     recipes: Sequence[Recipe],
     *,
     start: Sequence[tuple[Tensor, Tensor]],
@@ -39,6 +40,7 @@ def fit_together(
     """For each recipe what `fit` gives for a linear layer of that start, up to rounding.
 
     features: (n, d), or (views, n, d) for cached augmented views, of which each image shows one in each epoch; float32.
+    Those in files, (n, d) or (views * n, d), are read as they are needed, and give the same heads bit for bit.
     labels: (n,) in [0, classes).  validation: (m, d) and (m,), used as `fit` uses it.
     recipes: sgd or adamw with equal epochs and batch_size; all else may differ.
     start: a head's first weight (classes, d) and bias (classes,), the same classes for all.
@@ -49,8 +51,8 @@ def fit_together(
     assert {(r.epochs, r.batch_size) for r in recipes} == {(epochs, batch_size)}, "heads that step together"
     # Heads of one optimiser lie side by side, so that its step is one operation on all of them.
     order = sorted(range(len(recipes)), key=lambda i: recipes[i].optimizer)
-    data = _Data(features.to(device), labels.to(device), batch_size)
-    held_out = None if validation is None else (validation[0].to(device), validation[1].to(device))
+    data = _Data(_at(features, device), labels.to(device), batch_size)
+    held_out = None if validation is None else (_at(validation[0], device), validation[1].to(device))
     heads = _Heads([start[i] for i in order], [recipes[i] for i in order], device)
     found = [_Progress(recipes[i]) for i in order]
     with torch.no_grad():
@@ -73,11 +75,24 @@ def fit_together(
 class _Data:
     """Features, one view of each image after the other, and the batches of an epoch."""
 
-    def __init__(self, features: Tensor, labels: Tensor, batch_size: int) -> None:
-        self.labels = labels
-        self.views = len(features) if features.ndim == 3 else 0
-        self.rows = features.flatten(0, 1) if self.views else features  # (views * n, d), no copy
+    def __init__(self, features: Tensor | FeatureRows, labels: Tensor, batch_size: int) -> None:
+        self.labels, self.device = labels, labels.device
+        self.rows: Tensor | FeatureRows
+        if isinstance(features, Tensor):
+            self.views = len(features) if features.ndim == 3 else 0
+            self.rows = features.flatten(0, 1) if self.views else features  # (views * n, d), no copy
+        else:
+            self.rows, self.views = features, len(features) // len(labels)
         self.steps = math.ceil(len(labels) / batch_size)
+
+    def inputs(self, steps: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Features (b, d) of the rows of each step."""
+        if isinstance(self.rows, Tensor):
+            for rows in steps:
+                yield self.rows.index_select(0, rows)
+        else:
+            for x in in_turn(self.rows, steps):
+                yield x.to(self.device)
 
     def batches(self, seed: int, epoch: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Rows and labels of each step, in the order and of the sizes that `fit` takes them."""
@@ -88,7 +103,7 @@ class _Data:
             # The k-th draw is for the k-th image of the epoch, whatever the batches' sizes.
             rows = order + n * torch.randint(self.views, (n,), generator=torch_stream(seed, "augment", epoch))
         shown = self.labels[order.to(self.labels.device)]
-        return rows.to(self.rows.device).tensor_split(self.steps), shown.tensor_split(self.steps)
+        return rows.to(self.device).tensor_split(self.steps), shown.tensor_split(self.steps)
 
 
 class _Heads:
@@ -232,25 +247,32 @@ def _epoch(
     heads: _Heads, data: _Data, *, seed: int, epoch: int, epochs: int, advance: Callable[[float, str], None]
 ) -> tuple[Tensor, Tensor]:
     """Sums of losses and of right answers (heads,) over an epoch's steps."""
-    device = data.rows.device
+    device = data.device
     losses = torch.zeros(heads.count, device=device)
     hits = torch.zeros(heads.count, device=device)
     done = [(epoch * data.steps + step) / (epochs * data.steps) for step in range(data.steps)]
     table = [[learning_rate(share, recipe) for recipe in heads.recipes] for share in done]
     rates = torch.tensor(table, device=device)[:, :, None]  # (steps, heads, 1)
-    for share, rate, rows, y in zip(done, rates, *data.batches(seed, epoch), strict=True):
-        loss, right = heads.step(data.rows.index_select(0, rows), y, rate)
+    rows, labels = data.batches(seed, epoch)
+    for share, rate, x, y in zip(done, rates, data.inputs(rows), labels, strict=True):
+        loss, right = heads.step(x, y, rate)
         losses += loss
         hits += right
         advance(share, "")
     return losses, hits
 
 
-def _evaluate(heads: _Heads, features: Tensor, labels: Tensor) -> list[Tensor]:
+def _at(features: Tensor | FeatureRows, device: torch.device) -> Tensor | FeatureRows:
+    return features.to(device) if isinstance(features, Tensor) else features
+
+
+def _evaluate(heads: _Heads, features: Tensor | FeatureRows, labels: Tensor) -> list[Tensor]:
     """Sums of cross-entropy (heads,) and of right answers (heads,)."""
-    losses = torch.zeros(heads.count, device=features.device)
-    hits = torch.zeros(heads.count, device=features.device)
-    for x, y in zip(torch.split(features, EVALUATION_BATCH), torch.split(labels, EVALUATION_BATCH), strict=True):
+    losses = torch.zeros(heads.count, device=labels.device)
+    hits = torch.zeros(heads.count, device=labels.device)
+    parts = zip(in_blocks(features, EVALUATION_BATCH), torch.split(labels, EVALUATION_BATCH), strict=True)
+    for block, y in parts:
+        x = block.to(labels.device)
         logits = heads.logits(x)
         losses -= logits.log_softmax(1).gather(1, y.expand(heads.count, 1, len(x))).sum((1, 2))
         hits += _right(logits, y)

@@ -14,6 +14,7 @@ from torch import Tensor
 from regraft.data import Dataset, Split, TestSplit, load_dataset, split_budget
 from regraft.errors import DataDamaged, TooFewImages
 from regraft.learn.backends import check_backend
+from regraft.learn.distributed import check_devices
 from regraft.learn.episodes import Episodes, draw_episodes
 from regraft.learn.hardware import choose_device, set_threads
 from regraft.learn.mechanisms import check_wish
@@ -26,6 +27,7 @@ from regraft.study.tables import FeatureTable
 
 T = TypeVar("T")
 OPEN_TABLES = 64  # files, memory-mapped
+FEATURE_BYTES = 2 * 2**30
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Setting:
     backend: str = "auto"  # of feature extraction
     mechanism: str = "auto"  # of training
     precision: str = "auto"  # of training and answers
+    devices: int = 1  # that train one network together
+    feature_bytes: int = FEATURE_BYTES  # of a head's training features; more of them are streamed from the store
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class Bench:
         self.backend = setting.backend
         self.keys = Keys(setting.runs, self.store, offline=setting.offline)
         self.device = choose_device(setting.device)
+        check_devices(setting.devices, self.device)
         check_backend(setting.backend, self.device)
         self.precision = choose_precision(setting.precision, self.device)
         if setting.mechanism != "seeds":  # which a training alone does without

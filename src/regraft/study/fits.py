@@ -12,13 +12,15 @@ from torch import Tensor
 
 from regraft.errors import Diverged, FrozenTrunkMoved
 from regraft.learn.batches import ImageBatches
+from regraft.learn.distributed import ALONE, Team
 from regraft.learn.fit import Fit, Unlabelled, fit
 from regraft.learn.methods import Tuned, tune, wise_ft
-from regraft.learn.progress import cpu_state
+from regraft.learn.progress import Checkpoint, cpu_state
 from regraft.learn.seeds import fit_seeds, measured, pays, together
 from regraft.networks import Grafted
 from regraft.spec import Augment, Run
 from regraft.study.bench import Bench, Part
+from regraft.study.devices import devices_for, train_on_devices
 from regraft.study.models import grafted, image_batches
 from regraft.study.payload import fit_payload
 from regraft.study.store import Payload, Scratch, key_of
@@ -43,7 +45,7 @@ class FitTask:
 def fit_tasks(runs: Sequence[Run], bench: Bench) -> list[FitTask]:
     """The runs, all on images, in groups that one step trains; each alone unless this device may take several."""
     wish = bench.setting.mechanism
-    sharing = wish == "seeds" or (wish == "auto" and bench.device.type == "cuda")
+    sharing = wish == "seeds" or (wish == "auto" and bench.device.type == "cuda" and bench.setting.devices == 1)
     groups: dict[object, list[Run]] = {}
     for run in runs:
         alike = together(run.recipe) and run.method in ("frozen", "finetune")
@@ -137,13 +139,22 @@ class _Job:
 
 
 def train_alone(run: Run, bench: Bench, scratch: Scratch, advance: Advance) -> Payload:
-    """One training, resumed if `scratch` holds a part of it."""
+    """One training, resumed if `scratch` holds a part of it; on one device, or on as many as it can and may take."""
+    parts, _ = bench.training(run)
+    size = devices_for(run, sum(map(len, parts)), bench.setting.devices)
+    if size > 1:
+        return train_on_devices(run, bench, scratch, advance, _train, size)
+    return _train(run, bench, scratch, advance, ALONE)
+
+
+def _train(run: Run, bench: Bench, scratch: Checkpoint, advance: Advance, team: Team) -> Payload:
     job = _Job.of(run, bench)
     wish = bench.setting.mechanism
     found = fit(
         job.model, job.train, job.validation, run.recipe,
         seed=run.seed, device=bench.device, unlabelled=_unlabelled(run, bench), tuned=job.tuned,
-        mechanism="auto" if wish == "seeds" else wish, precision=bench.precision, checkpoint=scratch, advance=advance,
+        mechanism="auto" if wish == "seeds" else wish, precision=bench.precision, checkpoint=scratch, team=team,
+        advance=advance,
     )  # fmt: skip
     return job.payload(found, bench)
 

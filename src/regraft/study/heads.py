@@ -7,6 +7,8 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -17,8 +19,9 @@ from regraft.spec.models import UNTRAINED
 from regraft.spec.recipe import SOLVED
 from regraft.study.bench import Bench
 from regraft.study.payload import fit_payload
-from regraft.study.solve import head_features, solve, training_features
+from regraft.study.solve import Found, head_features, solve, training_features
 from regraft.study.store import Payload, Scratch, key_of
+from regraft.study.streams import is_streamed, solve_streamed, training_rows, trunk_and_backend
 
 Advance = Callable[[float, str], None]
 
@@ -86,12 +89,18 @@ def _compute(task: HeadTask, bench: Bench, scratch: Scratch, advance: Advance) -
     if run.target.episodes is not None:
         return [_drawn(run, bench)]
     parts, held = bench.training(run)
-    x, labels, trunk_hash, backend = training_features(run, parts, bench)
-    validation = None
-    if held is not None:
-        validation = head_features(run, held, bench), torch.from_numpy(held.labels)
+    record: dict[str, Any] = {}
+    solved: Callable[[], list[Found]]
+    if is_streamed(run, training_rows(run, parts), bench):
+        trunk_hash, record["features"] = trunk_and_backend(run, parts, bench)
+        record["streamed"] = True
+        solved = partial(solve_streamed, task.runs, parts, held, bench, scratch, advance)
+    else:
+        x, labels, trunk_hash, record["features"] = training_features(run, parts, bench)
+        validation = None if held is None else (head_features(run, held, bench), torch.from_numpy(held.labels))
+        solved = partial(solve, task.runs, x, labels, validation, bench, scratch, advance)
     try:
-        found = solve(task.runs, x, labels, validation, bench, scratch, advance)
+        found = solved()
     except Diverged as error:  # the features themselves are broken: a result of every run
         found = [error for _ in task.runs]
     payloads = []
@@ -104,7 +113,7 @@ def _compute(task: HeadTask, bench: Bench, scratch: Scratch, advance: Advance) -
             payload = fit_payload(member, bench, result, tensors, parts, held, (trunk_hash, trunk_hash))
         except Diverged as error:
             payload = Payload({"diverged": str(error)})
-        payloads.append(Payload(payload.values, payload.tensors, {"features": backend}))
+        payloads.append(Payload(payload.values, payload.tensors, record))
     return payloads
 
 

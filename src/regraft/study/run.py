@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from regraft.errors import StudyError
 from regraft.spec import Study
 from regraft.study.account import Account
-from regraft.study.bench import Bench, Setting
+from regraft.study.bench import FEATURE_BYTES, Bench, Setting
 from regraft.study.check import check
 from regraft.study.events import Report, silent
-from regraft.study.executors import SERIAL, Processes, Serial
+from regraft.study.executors import SERIAL, Executor, Serial
 from regraft.study.features import obtain_features
 from regraft.study.fits import obtain_fits
 from regraft.study.heads import obtain_heads
@@ -21,7 +22,7 @@ from regraft.study.store import Store, default_store
 def run_study(
     study: Study,
     store: Store | None = None,
-    executor: Serial | Processes = SERIAL,
+    executor: Executor = SERIAL,
     *,
     report: Report = silent,
     device: str = "auto",
@@ -30,6 +31,8 @@ def run_study(
     backend: str = "auto",
     mechanism: str = "auto",
     precision: str = "auto",
+    devices: int = 1,
+    feature_bytes: int = FEATURE_BYTES,
 ) -> Results:
     """Compute every run of `study` that `store` lacks; return them all.
 
@@ -39,17 +42,22 @@ def run_study(
     mechanism: of training (`learn.mechanisms`); "auto" is eager on a CPU, and on a GPU the fastest by measure;
     "seeds" trains the seeds of a row side by side.
     precision: of training and answers; "auto" is bfloat16 on GPUs that have it, else float32.
+    devices: that train one network together, a process for each; it is one step at a time then.
+    feature_bytes: that the training features of a head may take in memory; more of them are streamed from the store.
     Raises StudyError before anything is started if the study is wrong."""
     store = store or default_store()
     runs = plan(study)  # no image is read yet
     keys = Keys(runs, store, offline=offline)
     here = Keys(runs, store, offline=True)  # nothing is fetched before the display is up
     check(runs, here)
+    if devices > 1 and not isinstance(executor, Serial):
+        raise StudyError(f"devices: {devices} for one training, and several steps at once; use the serial executor")
     bench = Bench(
         Setting(
-            str(store.root), tuple(runs), device, threads or executor.threads(), offline, backend, mechanism, precision
+            str(store.root), tuple(runs), device, threads or executor.threads(), offline, backend, mechanism, precision,
+            devices, feature_bytes,
         )
-    )
+    )  # fmt: skip
     account = Account(study, keys, bench, report)
     if (finished := read_results(study, store, keys=here)).missing:
         with executor.started(bench, report) as run_all:

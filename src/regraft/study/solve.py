@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from regraft.errors import Diverged, RunError
-from regraft.learn.batches import FeatureBatches
+from regraft.learn.batches import Batches, FeatureBatches
 from regraft.learn.fit import Fit, fit
 from regraft.learn.head2toe import SelectedFeatures, normalise_blocks, relevance, select
 from regraft.learn.logistic import logistic
 from regraft.learn.nearest import CosinePrototypes, NearestNeighbours, prototypes
 from regraft.learn.predict import evaluate
 from regraft.learn.ridge import ridge
+from regraft.learn.solve import Solved
 from regraft.learn.together import fit_together
 from regraft.networks import PooledHead, make_head
 from regraft.spec import Run
@@ -84,7 +85,7 @@ def solve(
         train = FeatureBatches(x, labels.numpy(), device=device)
         return [
             fit(
-                _grafted_on(run, bench), train, held, run.recipe,
+                grafted_on(run, bench), train, held, run.recipe,
                 seed=run.seed, device=device, checkpoint=scratch, advance=advance,
             )
         ]  # fmt: skip
@@ -95,7 +96,7 @@ def solve(
         return [_read_off(run, x, labels, validation, bench)]
     if run.head.kind == "head2toe":
         return _head2toe(runs, x, labels, validation, bench, advance)
-    head = _grafted_on(run, bench)
+    head = grafted_on(run, bench)
     assert isinstance(head, nn.Linear)
     start = head.weight.detach().to(device), head.bias.detach().to(device)
     return _linear(runs, x, labels, validation, start, bench, advance)
@@ -103,12 +104,13 @@ def solve(
 
 def _read_off(run: Run, x: Tensor, labels: Tensor, validation: Labelled | None, bench: Bench) -> Fit:
     classes = len(bench.dataset(run).classes)
+    held = None if validation is None else _batches(*validation)
     if run.head.kind == "prototype":
         head = CosinePrototypes(prototypes(x, labels, classes=classes)).to(x.device)
-        return Fit(_state(head), [_measured(head, (x, labels), validation)], 1, ())
+        return Fit(state_of(head), [measured(head, _batches(x, labels), held)], 1, ())
     # Every training image is its own nearest neighbour: an accuracy on them would say nothing.
     votes = _with_votes(run, x, labels, classes)
-    return Fit({}, [_measured(votes, None, validation)], 1, ())
+    return Fit({}, [measured(votes, None, held)], 1, ())
 
 
 def _with_votes(run: Run, x: Tensor, labels: Tensor, classes: int) -> NearestNeighbours:
@@ -140,14 +142,23 @@ def _linear(
         solved = ridge(x, labels, classes=classes, penalties=penalties)
     else:
         solved = logistic(x, labels, classes=classes, penalties=penalties, max_iterations=recipes[0].epochs)
+    held = None if validation is None else _batches(*validation)
+    return heads_of(runs, solved, _batches(x, labels), held, x.device)
+
+
+def heads_of(
+    runs: Sequence[Run], solved: Sequence[Solved], train: Batches, validation: Batches | None, device: torch.device
+) -> list[Found]:
+    """The solved linear heads of the runs, each with its losses; a Diverged where they are not finite."""
     found: list[Found] = []
     for run, one in zip(runs, solved, strict=True):
-        head = nn.Linear(x.shape[1], classes, device=x.device)
+        classes, width = one.weight.shape
+        head = nn.Linear(width, classes, device=device)
         head.load_state_dict({"weight": one.weight, "bias": one.bias})
         notes = () if one.converged else (f"stopped after {one.iterations} iterations, short of its tolerance",)
-        entry = _measured(head, (x, labels), validation)
+        entry = measured(head, train, validation)
         if all(math.isfinite(value) for value in entry.values()):
-            found.append(Fit(_state(head), [entry], 1, notes))
+            found.append(Fit(state_of(head), [entry], 1, notes))
         else:
             found.append(Diverged(f"{run.label}: the losses of the solved head are not finite; raise weight_decay"))
     return found
@@ -170,24 +181,24 @@ def _head2toe(
     found: list[Found] = []
     for one in _linear(runs, narrow, labels, held, zero, bench, advance):
         if isinstance(one, Fit):
-            selection = {f"0.{name}": value for name, value in _state(chosen).items()}
+            selection = {f"0.{name}": value for name, value in state_of(chosen).items()}
             one = replace(one, state=selection | {f"1.{name}": value for name, value in one.state.items()})
         found.append(one)
     return found
 
 
-def _measured(head: nn.Module, train: Labelled | None, validation: Labelled | None) -> dict[str, float]:
+def measured(head: nn.Module, train: Batches | None, validation: Batches | None) -> dict[str, float]:
     """The curve's only entry of a head that is solved, not stepped."""
     entry = {"epoch": 1.0, "lr": 0.0}
     if train is not None:
-        entry["train_loss"], entry["train_accuracy"] = _evaluated(head, *train)
+        entry["train_loss"], entry["train_accuracy"] = evaluate(head, train)
     if validation is not None:
-        entry["validation_loss"], entry["validation_accuracy"] = _evaluated(head, *validation)
+        entry["validation_loss"], entry["validation_accuracy"] = evaluate(head, validation)
     return entry
 
 
-def _evaluated(head: nn.Module, x: Tensor, labels: Tensor) -> tuple[float, float]:
-    return evaluate(head, FeatureBatches(x, labels.cpu().numpy(), device=x.device))
+def _batches(x: Tensor, labels: Tensor) -> FeatureBatches:
+    return FeatureBatches(x, labels.cpu().numpy(), device=x.device)
 
 
 # --- modules ----------------------------------------------------------------------------------------------------
@@ -201,7 +212,7 @@ def _widths(run: Run, bench: Bench) -> list[int]:
 def _empty(run: Run, bench: Bench, *, kept: int) -> nn.Module:
     """The head's module, with weights yet to be loaded. kept: features of a head2toe head."""
     if run.head.kind == "linear" or run.head.kind == "mlp":
-        return _grafted_on(run, bench)
+        return grafted_on(run, bench)
     classes, widths = len(bench.dataset(run).classes), _widths(run, bench)
     if run.head.kind == "prototype":
         return CosinePrototypes(torch.zeros(classes, sum(widths)))
@@ -209,7 +220,7 @@ def _empty(run: Run, bench: Bench, *, kept: int) -> nn.Module:
     return nn.Sequential(SelectedFeatures(widths, torch.arange(kept)), nn.Linear(kept, classes))
 
 
-def _grafted_on(run: Run, bench: Bench) -> nn.Module:
+def grafted_on(run: Run, bench: Bench) -> nn.Module:
     """The part behind the pooling of the head that would be grafted on the live trunk: the same initial weights."""
     classes = len(bench.dataset(run).classes)
     head = make_head(
@@ -224,5 +235,5 @@ def _grafted_on(run: Run, bench: Bench) -> nn.Module:
     return head.classify
 
 
-def _state(module: nn.Module) -> dict[str, Tensor]:
+def state_of(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().cpu() for name, value in module.state_dict().items()}

@@ -22,6 +22,7 @@ from regraft.study.keys import cacheable
 from regraft.study.models import grafted, image_batches
 from regraft.study.solve import classifier, head_features
 from regraft.study.store import Payload, Scratch
+from regraft.study.streams import held_rows, is_streamed
 
 EPISODE_HEADS: dict[str, EpisodeHead] = {"ridge": "ridge", "lbfgs": "logistic"}
 
@@ -77,6 +78,8 @@ def logits_of_test(run: Run, bench: Bench, advance: Advance) -> Tensor:
     scored = Part("test", positions, np.zeros(len(positions), np.int64))  # labels play no part
     if cacheable(run):
         head = classifier(run, bench, head_state).to(bench.device)
+        if is_streamed(run, len(scored), bench):
+            return predict(head, held_rows(run, [scored], bench, [0]).batches(bench.device), advance)
         features = head_features(run, scored, bench)
         return predict(head, FeatureBatches(features, scored.labels, device=bench.device), advance)
     model = grafted(run, bench)

@@ -1,0 +1,56 @@
+"""Laws of training over several devices that one process can show; `tests/study/test_distributed.py` has two."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from regraft.errors import StudyError
+from regraft.learn.distributed import _SharedNorms, check_devices, joined, pooled_statistics
+from regraft.seeding import torch_stream
+
+
+def test_statistics_of_parts_are_those_of_the_whole() -> None:
+    x = 1000 + torch.randn(50, 3, generator=torch_stream(0, "parts"), dtype=torch.float64)
+    parts = [torch.cat([p.mean(0), p.var(0, correction=0), p.new_tensor([len(p)])]) for p in torch.split(x, [7, 1, 42])]
+    mean, var, count = pooled_statistics(torch.stack(parts))
+    torch.testing.assert_close(mean, x.mean(0), rtol=1e-14, atol=0)
+    torch.testing.assert_close(var, x.var(0, correction=0), rtol=1e-12, atol=0)
+    assert count == 50
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(4), nn.BatchNorm2d(4, affine=False), nn.BatchNorm2d(4, momentum=None)])
+def test_shared_batchnorm_of_one_process_is_batchnorm(norm: nn.Module, tmp_path: Path) -> None:
+    rng = torch_stream(0, "norm")
+    for p in norm.parameters():
+        p.data = torch.rand(4, generator=rng) + 0.5
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.ReLU())
+    images, slopes = torch.randn(6, 3, 8, 8, generator=rng), torch.randn(6, 4, 6, 6, generator=rng)
+    start = {name: value.clone() for name, value in network.state_dict().items()}
+    found = []
+    with joined(0, 1, tmp_path / "meeting", torch.device("cpu")):
+        for shared in (False, True):
+            network.load_state_dict(start)
+            network.zero_grad()
+            x = images.clone().requires_grad_()
+            if shared:
+                with _SharedNorms():
+                    out = network(x)
+            else:
+                out = network(x)
+            (out * slopes).sum().backward()
+            assert x.grad is not None
+            gradients = [p.grad for p in network.parameters()]
+            found.append([out, x.grad, *gradients, *(b.clone() for b in network.buffers())])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_devices_that_are_not_here_are_refused() -> None:
+    check_devices(2, torch.device("cpu"))
+    check_devices(1, torch.device("mps"))
+    with pytest.raises(StudyError, match=r"devices: 2 .* has 1 of kind mps"):
+        check_devices(2, torch.device("mps"))
