@@ -122,7 +122,8 @@ def trained(network: str, place: Path) -> Predictor:
     study = Study(
         study="predict", seeds=[0],
         sources={"ImageNet": {"network": network, "weights": NETWORKS[network], "image_size": IMAGE_SIZE}},
-        targets={"pictures": {"data": f"folder:{place / 'known'}"}}, recipes={HEAD: {"optimizer": "ridge", "weight_decay": 1.0}},
+        targets={"pictures": {"data": f"folder:{place / 'known'}"}},
+        recipes={HEAD: {"optimizer": "ridge", "weight_decay": 1.0}},
         rows=[{"name": HEAD, "source": "ImageNet", "method": "frozen", "target": "pictures", "recipe": HEAD}],
     )  # fmt: skip
     store = Store(place / f"store-{network}")

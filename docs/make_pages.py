@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import scale_tables
 from blocks import REPOSITORY, table, update
 from examples import digest, examples, run
 
@@ -203,6 +204,7 @@ def generated() -> dict[str, dict[str, str]]:
             "leak-pairs": comparisons_block("leak"),
             "row-6": rows_block("cifar-cpu", starts=FEW_IMAGES, original=True),
         },
+        "explanation/scale.md": scale_tables.blocks(),
         "api-parts.md": {"errors": errors_block()},
     }
     for page in pages_with_outputs():

@@ -1,73 +1,64 @@
-"""Killed at any moment and started again, a study ends as if nothing had happened."""
+"""Killed, crashed, met by a faulty disk, interrupted, run by many at once: the harnesses, in small.
+
+In full they are commands: python -m tests.harness.crash, .concurrency, .corruption, .interrupt.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from regraft.spec import Study
-from regraft.study.store import Store
-from tests.study.conftest import small_study
+ROOT = Path(__file__).parents[2]
 
-PROGRAM = """
-import json, sys
-import regraft.learn.fit
-regraft.learn.fit.CHECKPOINT_SECONDS = 0.0   # a checkpoint after every epoch
-import regraft.study.features
-regraft.study.features.SHARD = 64            # several shards a pass
-from regraft.spec import Study
-from regraft.study.run import run_study
-from regraft.study.store import Store
-study, store, out = sys.argv[1:]
-run_study(Study.from_dict(json.loads(study)), Store(store), threads=1, device="cpu").to_csv(out)
-"""
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, process groups, /proc")
 
 
-def start(study: str, store: Path, out: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", PROGRAM, study, str(store), str(out)])
+def figures(name: str, *options: object) -> dict[str, Any]:
+    """What a harness found. Fails with its violations."""
+    command = [sys.executable, "-m", f"tests.harness.{name}", *map(str, options)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
 
 
-def traces(store: Path) -> int:
-    """Grows with every artifact, shard and checkpoint."""
-    return len(list(store.glob("objects/??/*"))) + len(list(store.glob("work/*/checkpoint-*")))
+def test_killed_and_resumed_is_uninterrupted() -> None:
+    found = figures("crash", "--kills", 3, "--points", 2, "--faults", 2)
+    assert found["killed"]["kills"] == 3
+    assert sum(found["crashed"]["tried"].values()) >= 2
+    assert found["faulty disk"]["faults"] == 2
 
 
-def test_killed_and_resumed_is_uninterrupted(tmp_path: Path) -> None:
-    rows = [*small_study()["rows"][:2], small_study()["rows"][3]]
-    study = json.dumps(small_study(grid=[], rows=rows))
-    Study.from_dict(json.loads(study))
-    assert start(study, tmp_path / "whole", tmp_path / "whole.csv").wait() == 0
-    written: dict[Path, int] = {}
-    for moment in (1, 3, 6):
-        process = start(study, tmp_path / "killed", tmp_path / "killed.csv")
-        while traces(tmp_path / "killed") < moment and process.poll() is None:
-            time.sleep(0.005)
-        process.kill()
-        assert process.wait() == -signal.SIGKILL
-        for path in (tmp_path / "killed").glob("objects/??/*"):
-            assert written.setdefault(path, path.stat().st_mtime_ns) == path.stat().st_mtime_ns, "computed twice"
-    assert start(study, tmp_path / "killed", tmp_path / "killed.csv").wait() == 0
-    assert (tmp_path / "killed.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
-    assert Store(tmp_path / "killed").keys() == Store(tmp_path / "whole").keys()
-    for key in Store(tmp_path / "whole").keys():
-        a, b = (Store(tmp_path / name).read(key) for name in ("killed", "whole"))
-        assert (a.path / "data.safetensors").read_bytes() == (b.path / "data.safetensors").read_bytes()
-    assert all(path.stat().st_mtime_ns == stamp for path, stamp in written.items())
-
-
-@pytest.mark.skipif(os.name == "nt", reason="no flock on Windows; both processes compute, one result is kept")
 @pytest.mark.slow
-def test_two_processes_on_one_store_share_the_work(tmp_path: Path) -> None:
-    study = json.dumps(small_study(grid=[], rows=small_study()["rows"][:3]))
-    both = [start(study, tmp_path / "store", tmp_path / f"{i}.csv") for i in range(2)]
-    assert [process.wait() for process in both] == [0, 0]
-    assert (tmp_path / "0.csv").read_bytes() == (tmp_path / "1.csv").read_bytes()
-    assert len(Store(tmp_path / "store").keys()) == 2 * 5
-    assert not list((tmp_path / "store" / "tmp").iterdir())
+def test_a_crash_or_a_fault_at_any_operation_costs_nothing_that_was_stored() -> None:
+    found = figures("crash", "--kills", 12, "--points", 25, "--faults", 20, "--seed", 1)
+    assert found["crashed"]["write_points"] > 300
+    assert set(found["crashed"]["tried"]) == {"crash", "power", "torn"}
+    assert set(found["faulty disk"]["by_error"]) == {"ENOSPC", "EROFS", "EACCES", "EIO"}
+
+
+@pytest.mark.slow
+def test_many_processes_on_one_store_compute_each_run_once_and_none_wrongly() -> None:
+    found = figures("concurrency", "--processes", 4, "--rounds", 1)
+    assert found["locks"]["computed_again"] == found["locks of dead processes"]["computed_again"] == 0
+    assert found["every lock granted"]["artifacts"] == found["locks"]["artifacts"]
+
+
+@pytest.mark.slow
+def test_flipped_bits_and_cut_off_files_are_noticed() -> None:
+    found = figures("corruption", "--flips", 200, "--seed", 1)
+    assert found["files"]["damaged"] == 200
+    assert found["files"]["noticed"] > 100
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_within_two_seconds_with_a_word_on_how_to_go_on() -> None:
+    found = figures("interrupt", "--times", 1)
+    assert all(part["times"] == 1 for part in found.values() if isinstance(part, dict))

@@ -65,7 +65,7 @@ def test_altair_is_used_in_figures_only() -> None:
 
 
 def test_ray_is_used_in_its_executor_only() -> None:
-    assert users_of("ray") <= {"study/executors_ray.py"}
+    assert users_of("ray") <= {"study/ray_executor.py"}
 
 
 def test_typer_is_used_in_the_command_line_only() -> None:

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from regraft.errors import ArtifactDamaged, StoreError, UnknownName
-from regraft.study import store as store_module
+from regraft.study import scratch as scratch_module
 from regraft.study.locks import Busy, Lock, held
 from regraft.study.store import Payload, Scratch, Store, canonical, key_of
 
@@ -168,7 +168,7 @@ def test_a_checkpoint_comes_back_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_format_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A later release may keep something else under the same key."""
     with monkeypatch.context() as later:
-        later.setattr(store_module, "CHECKPOINT_FORMAT", 2)
+        later.setattr(scratch_module, "CHECKPOINT_FORMAT", 2)
         Scratch(tmp_path / "w").save({"epochs": [1]}, {"w": torch.ones(3)})
     assert Scratch(tmp_path / "w").load() is None
     Scratch(tmp_path / "w").save({"epoch": 1}, {"w": torch.ones(3)})

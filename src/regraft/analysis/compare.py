@@ -225,8 +225,12 @@ Pairs = Iterator[tuple[_Row, _Row]]
 def _transferred_and_scratch(rows: list[_Row]) -> Pairs:
     """Every row with trained weights, against training from scratch on its images: of several rows from scratch the
     one with the same network, then the best on validation. And the best of both kinds, whatever its network."""
+    from_scratch: dict[tuple[object, ...], list[_Row]] = {}
+    for b in rows:
+        if b.from_scratch:
+            from_scratch.setdefault(b.images, []).append(b)
     for a in rows:
-        scratch = [b for b in rows if b.from_scratch and b.images == a.images]
+        scratch = from_scratch.get(a.images, [])
         if not a.random and scratch:
             yield a, max(scratch, key=lambda b: (b.cell.network == a.cell.network, b.validation))
     yield from ((a, b) for a, b, _ in _best(rows))

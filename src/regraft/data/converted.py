@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,30 @@ from regraft.errors import DataDamaged
 VERSION = 1  # of the layout
 MAP_BEYOND_BYTES = 32 * 2**20  # larger image arrays are memory-mapped: most studies need a part of them
 BLOCK_IMAGES = 4096
+HASHED_BYTES = 2**25  # at once
+BY_FILES = (
+    "folder:",
+    "parquet:",
+    "webdataset:",
+    "hf:",
+)  # data sets whose digest is of the files they were decoded from
 
 
 def array_sha256(array: NDArray[Any]) -> str:
     """Of the bytes in C order; labels as little-endian int64. Reads a memory-mapped array in parts."""
     digest = hashlib.sha256()
-    for start in range(0, len(array), BLOCK_IMAGES):
-        part = np.ascontiguousarray(array[start : start + BLOCK_IMAGES])
+    step = max(1, HASHED_BYTES * len(array) // max(1, array.nbytes))
+    for start in range(0, len(array), step):
+        part = np.ascontiguousarray(array[start : start + step])
         digest.update((part if part.dtype == np.uint8 else part.astype("<i8")).data)
+        give_back(array)
     return digest.hexdigest()
+
+
+def give_back(array: NDArray[Any]) -> None:
+    """Of a memory-mapped array: pages that were read count as this process's memory until they are given back."""
+    if isinstance(array, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
+        array._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
 
 
 def arrays_of(content: Content) -> dict[str, NDArray[Any]]:
@@ -108,7 +124,7 @@ def open_converted(folder: Path, info: dict[str, Any]) -> Dataset:
     arrays = {name: _open(folder, name, entry["shape"]) for name, entry in info["arrays"].items()}
     classes = tuple(info["classes"])
     own = digest_of(info["arrays"], classes)
-    if not info["name"].startswith("folder:") and info["digest"] != own:  # a folder's digest is of its files
+    if not info["name"].startswith(BY_FILES) and info["digest"] != own:
         raise DataDamaged(
             _damaged(folder, f"its record has the digest {info['digest'][:80]!r}, what it says has {own}")
         )

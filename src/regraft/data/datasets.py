@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from regraft.data import converted, fetch, folders, torchvision_sets
+from regraft.data import converted, fetch, folders, streams, torchvision_sets
 from regraft.data.catalogue import PUBLISHED
 from regraft.data.converted import open_converted, read_info, write_content, write_info
 from regraft.data.fetch import Report
@@ -48,7 +48,7 @@ class DatasetInfo:
 
 
 def dataset_names() -> list[str]:
-    """All names that `load_dataset` takes, besides `folder:PATH`."""
+    """All names that `load_dataset` takes, besides `folder:PATH` and those of `data.streams`."""
     return sorted({*PUBLISHED, *TORCHVISION_SETS})
 
 
@@ -63,7 +63,7 @@ def load_dataset(
 ) -> Dataset:
     """The data set `name`, fetched and converted to arrays if it is not here yet.
 
-    name: one of `dataset_names()`, or folder:PATH.
+    name: one of `dataset_names()`, folder:PATH, parquet:PATH, webdataset:PATTERN or hf:NAME.
     image_size: side in pixels to which sets of pictures of any size are decoded, required for those; a set of
     fixed-size images (CIFAR, MNIST, ...) always comes at its own size, whatever is asked for, because
     `prepare` resizes on the device.
@@ -78,6 +78,8 @@ def load_dataset(
     home = default_home() if home is None else home
     if name.startswith("folder:"):
         return _load_folder(name, image_size, home, report)
+    if streams.is_stream(name):
+        return _load_stream(name, image_size, home, offline, report)
     name = _canonical(name)
     folder = _converted_folder(name, image_size, home)
     info = read_info(folder)
@@ -94,6 +96,8 @@ def dataset_info(name: str, home: Path | None = None) -> DatasetInfo:
     home = default_home() if home is None else home
     if name.startswith("folder:"):
         return _folder_info(name, home)
+    if streams.is_stream(name):
+        return _stream_info(name, home)
     name = _canonical(name)
     if name in PUBLISHED:
         return _published_info(name, home)
@@ -114,6 +118,10 @@ def dataset_digest(name: str, image_size: int | None = None, home: Path | None =
     if name.startswith("folder:"):
         listing = folders.list_folder(name.removeprefix("folder:"))
         return folders.folder_digest(folders.files_digest(listing, home), _required_size(name, image_size))
+    if streams.is_stream(name):
+        shards = streams.find_stream(name)
+        size = _required_size(name, image_size)
+        return streams.stream_digest(shards, streams.stream_files_digest(shards, home), size)
     name = _canonical(name)
     if name in PUBLISHED and (pinned := PUBLISHED[name].digest) is not None:
         return pinned
@@ -133,6 +141,9 @@ def verify_dataset(name: str, image_size: int | None = None, home: Path | None =
     if name.startswith("folder:"):
         listing = folders.list_folder(name.removeprefix("folder:"))
         folder = _decoded_folder(folders.files_digest(listing, home), _required_size(name, image_size), home)
+    elif streams.is_stream(name):
+        files = streams.stream_files_digest(streams.find_stream(name), home)
+        folder = _decoded_stream(files, _required_size(name, image_size), home)
     else:
         name = _canonical(name)
         folder = _converted_folder(name, image_size, home)
@@ -152,7 +163,8 @@ def _canonical(name: str) -> str:
     known = dataset_names()
     if lower not in known:
         raise UnknownName(
-            f"no data set {name!r}{nearest(lower, known)} Known: {', '.join(known)}, and folder:PATH. "
+            f"no data set {name!r}{nearest(lower, known)} Known: {', '.join(known)}, and folder:PATH, "
+            "parquet:PATH, webdataset:PATTERN, hf:NAME. "
             "List them with: regraft data list"
         )
     return lower
@@ -176,6 +188,10 @@ def _converted_folder(name: str, image_size: int | None, home: Path) -> Path:
 
 def _decoded_folder(files: str, image_size: int, home: Path) -> Path:
     return home / "data" / f"folder-{files[:32]}-{image_size}"
+
+
+def _decoded_stream(files: str, image_size: int, home: Path) -> Path:
+    return home / "data" / f"stream-{files[:32]}-{image_size}"
 
 
 def _space_for(folder: Path) -> AbstractContextManager[Path]:
@@ -216,6 +232,33 @@ def _load_folder(name: str, image_size: int | None, home: Path, report: Report |
         assert info is not None
     # The arrays are shared by every folder with this content; the name is the one that was asked for.
     return open_converted(folder, {**info, "name": name})
+
+
+def _load_stream(name: str, image_size: int | None, home: Path, offline: bool, report: Report | None) -> Dataset:
+    size = _required_size(name, image_size)
+    shards = streams.find_stream(name, offline=offline)
+    files = streams.stream_files_digest(shards, home)
+    folder = _decoded_stream(files, size, home)
+    info = read_info(folder)
+    if info is None:
+        with _space_for(folder) as temporary:
+            streams.decode_stream(shards, size, temporary, home, files=files, report=report)
+        info = read_info(folder)
+        assert info is not None
+    return open_converted(folder, {**info, "name": name})
+
+
+def _stream_info(name: str, home: Path) -> DatasetInfo:
+    """Counts of the records; of those of the Hub that are not here, that they can be fetched."""
+    try:
+        shards = streams.find_stream(name)
+    except DataUnavailable:
+        if not name.startswith("hf:"):
+            raise
+        return DatasetInfo(name, (), (), None, None, 3, None, False, "from the Hugging Face Hub: Parquet files alone")
+    told = streams.summary(shards, home)
+    ways = f"your own shards in {shards.files.root}"
+    return DatasetInfo(name, told.classes, told.counts["train"], sum(told.counts["test"]), None, 3, None, True, ways)
 
 
 def _published_info(name: str, home: Path) -> DatasetInfo:

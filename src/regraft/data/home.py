@@ -51,10 +51,16 @@ def new_folder(final: Path) -> Iterator[Path]:
 def write_file(path: Path, content: bytes) -> None:
     """Write or replace one file whole, never partly."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(path.parent)
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{uuid.uuid4().hex[:12]}")
-    temporary.write_bytes(content)
-    _flush(temporary)
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(content)
+        _flush(temporary)
+        temporary.replace(path)
+    finally:
+        with contextlib.suppress(OSError):  # it has its name by now, or could not even be begun
+            temporary.unlink()
+    _flush(path.parent)
 
 
 def _flush(path: Path) -> None:
@@ -68,9 +74,13 @@ def _flush(path: Path) -> None:
 
 
 def _remove_abandoned(parent: Path) -> None:
-    """Temporary folders of processes that were killed: untouched for a day, hence nobody's."""
-    for folder in parent.glob(f"{TEMPORARY_PREFIX}*"):
-        with contextlib.suppress(FileNotFoundError):  # another process removes it too
-            newest = max((f.stat().st_mtime for f in folder.rglob("*")), default=folder.stat().st_mtime)
-            if time.time() - newest > ABANDONED_AFTER_SECONDS:
-                shutil.rmtree(folder, ignore_errors=True)
+    """Temporary files and folders of processes that were killed: untouched for a day, hence nobody's."""
+    for left in parent.glob(f"{TEMPORARY_PREFIX}*"):
+        with contextlib.suppress(OSError):  # another process removes it too
+            newest = max((f.stat().st_mtime for f in left.rglob("*")), default=left.stat().st_mtime)
+            if time.time() - newest <= ABANDONED_AFTER_SECONDS:
+                continue
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink()

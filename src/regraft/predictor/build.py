@@ -187,4 +187,4 @@ def _origin(run: Run, bench: Bench) -> tuple[str, dict[str, Any]]:
 def _named(place: str) -> str:
     """`folder:PATH` and `file:PATH` without the folders above: those are the person's own."""
     kind, _, path = place.partition(":")
-    return f"{kind}:{Path(path).name}" if kind in ("folder", "file") else place
+    return f"{kind}:{Path(path).name}" if kind in ("folder", "file", "parquet", "webdataset") else place

@@ -14,12 +14,13 @@ from markupsafe import Markup
 from regraft.analysis.alarm import Alarm, alarms
 from regraft.analysis.answer import answer
 from regraft.analysis.compare import comparisons
-from regraft.analysis.table import rows_table
+from regraft.analysis.table import TableRow, rows_table
 from regraft.analysis.variance import spreads
 from regraft.analysis.worth import label_worths
 from regraft.show import drawings, figures_base, page
 from regraft.show.audit import audit_section
 from regraft.show.gallery import FIGURES
+from regraft.show.part import MOST_DRAWN, MOST_LISTED, left_out, part_of
 from regraft.show.sections import (
     audit_tables,
     compared_table,
@@ -36,6 +37,7 @@ from regraft.study.results import Results
 
 # Drawn as tables with bars, of every target, in a section of their own
 TOLD_ELSEWHERE = ("confusion", "classes")
+OF_ALL_ROWS = ("differences", "worth")  # choose themselves what they draw; their numbers rest on all rows
 # Anchors of the page's sections, and how the contents name them
 PARTS = {
     "answer": "Answer", "alarms": "Alarms", "missing": "Missing rows", "rows": "Rows", "drawings": "Figures",
@@ -54,7 +56,8 @@ def write_report(results: Results, path: str | Path, *, command: str = "") -> Pa
 
 def report_html(results: Results, *, command: str = "") -> str:
     """The report as HTML."""
-    content = {**_numbers(results), **_drawings(results), **_sources(results, command)}
+    part = part_of(results)
+    content = {**_numbers(results, part), **_drawings(results, part), **_sources(results, part, command)}
     shown = {
         "alarms": content["alarms"], "missing": content["missing"], "drawings": content["figures"],
         "comparisons": content["comparisons"], "spread": content["spreads"], "classes": content["confusions"],
@@ -72,18 +75,25 @@ def report_html(results: Results, *, command: str = "") -> str:
     )
 
 
-def _numbers(results: Results) -> dict[str, Any]:
-    """What the study found."""
+def _numbers(results: Results, part: Results) -> dict[str, Any]:
+    """What the study found. Comparisons, label worths and the answer are of all rows; part: what is told of each."""
     rows, best, worths = rows_table(results), best_cells(results), label_worths(results)
-    compared, apart = comparisons(results), spreads(results)
+    compared, apart = comparisons(results), spreads(part)
     pairs = compared.shown()
+    listed = _named(rows, part_of(results, MOST_LISTED))
+    missing = [row for row in rows if row.missing]
     return {
         "study": results.study.study,
         "question": results.study.question or f"What did the study {results.study.study} find?",
         "answer": answer(results),
-        "alarms": _joined(alarms(results)),
-        "missing": [row for row in rows if row.missing],
-        "rows": study_table(rows, results, worths),
+        "alarms": _joined(alarms(part)),
+        "missing": missing[:MOST_DRAWN],
+        "more_missing": max(0, len(missing) - MOST_DRAWN),
+        "rows": study_table(listed, results, worths),
+        "rows_note": left_out(len(listed), len(rows), "rows are listed"),
+        "part_note": left_out(
+            len(_named(rows, part)), len(rows), "rows are drawn, looked into for alarms and told row by row"
+        ),
         "single": any(row.n == 1 for row in rows),
         "worth_note": worth_note(worths),
         "comparisons": compared_table(pairs) if pairs else None,
@@ -91,14 +101,21 @@ def _numbers(results: Results) -> dict[str, Any]:
         "spreads": spreads_table(apart) if apart else None,
         "confusions": [confusion(cell) for cell in best[:SHOWN_TARGETS]],
         "more_targets": len(best) > SHOWN_TARGETS,
-        "mistakes": worst_mistakes(results),
+        "mistakes": worst_mistakes(part),
     }
 
 
-def _drawings(results: Results) -> dict[str, Any]:
+def _named(rows: list[TableRow], part: Results) -> list[TableRow]:
+    """Those of `rows` that `part` has a cell of, scored or missing."""
+    names = {cell.row for cell in part.cells} | {gap.row for gap in part.missing}
+    return [row for row in rows if row.name in names]
+
+
+def _drawings(results: Results, part: Results) -> dict[str, Any]:
     """Every figure drawn, as data to draw it anew, and as a table."""
-    makers = [make for name, make in FIGURES.items() if name not in TOLD_ELSEWHERE]
-    charts = [chart for make in makers if (chart := make(results)) is not None]
+    makers = {name: make for name, make in FIGURES.items() if name not in TOLD_ELSEWHERE}
+    drawn = [make(results if name in OF_ALL_ROWS else part) for name, make in makers.items()]
+    charts = [chart for chart in drawn if chart is not None]
     specs = [page.told_all(figures_base.spec(chart)) for chart in charts]
     themes = {"light": figures_base.theme(dark=False), "dark": figures_base.theme(dark=True)}
     return {
@@ -111,17 +128,18 @@ def _drawings(results: Results) -> dict[str, Any]:
     }
 
 
-def _sources(results: Results, command: str) -> dict[str, Any]:
+def _sources(results: Results, part: Results, command: str) -> dict[str, Any]:
     """What it took, and where it comes from."""
-    taken, audited = spent(results), audit_section(results)
+    taken, audited = spent(results), audit_section(part)
+    names = {cell.row for cell in part.cells}
     return {
         "stages": stages_table(taken),
-        "row_costs": rows_costs(taken),
+        "row_costs": rows_costs(one for one in taken if one.row in names),
         "cost_note": NO_POWER,
         "audit": None if audited is None else {**vars(audited), "tables": audit_tables(audited)},
         "provenance": provenance(results, command),
         "study_file": study_file(results),
-        "keys": results.cells,
+        "keys": part.cells,
     }
 
 

@@ -13,6 +13,7 @@ from regraft.errors import RegraftError
 from regraft.show.sections import Column, Entry, Table, brief, number
 from regraft.show.text import duration, percent
 from regraft.spec import Run
+from regraft.study.index import Index
 from regraft.study.keys import Keys, cacheable
 from regraft.study.plan import plan
 from regraft.study.results import Cell, Results
@@ -78,10 +79,10 @@ def _tried(results: Results, keys: Keys) -> Iterator[Spent]:
     scored = {cell.key for cell in results.cells}
     for run in keys.runs:
         try:
-            found = keys.store.read(keys.fit_key(run))
-        except RegraftError:  # not trained yet, or gone
+            found = keys.index.get(keys.fit_key(run))
+        except RegraftError:  # its source is not trained yet, or gone
             continue
-        if found.key in scored:
+        if found is None or found.key in scored:
             continue
         values, live = found.values, not cacheable(run)
         size = (values.get("train_images", 0), values.get("validation_images", 0), len(values.get("curve", [])))
@@ -94,10 +95,13 @@ def _tried(results: Results, keys: Keys) -> Iterator[Spent]:
 def _features(results: Results, keys: Keys) -> Iterator[Spent]:
     """Tables of features that the scored rows read: one pass fills the tables of all cuts."""
     passes: dict[str, dict[str, tuple[float, float]]] = {}  # pass -> table -> seconds, images
+    seen: set[object] = set()
     for cell in results.cells:
         run = keys.by_cell[cell.row, cell.seed][0]
-        if not cacheable(run):
+        reads = (run.source_name, run.seed, run.cut, run.head, run.target.data, run.recipe)
+        if reads in seen or not cacheable(run):  # the same tables for every budget
             continue
+        seen.add(reads)
         for name, pass_ in _tables(run, keys):
             tables = passes.setdefault(pass_, {})
             if name not in tables:
@@ -225,11 +229,11 @@ def _digests(results: Results) -> list[tuple[str, str]]:
         return []
     data: dict[str, None] = {}
     weights: dict[str, None] = {}
+    index = Index(results.store)
     for cell in results.cells:
-        try:
-            spec = results.store.read(cell.key).spec
-        except RegraftError:
+        if (found := index.get(cell.key)) is None:
             continue
+        spec = found.spec
         data[f"{cell.data}: {spec['data']['digest']}"] = None
         if "weights" in spec["trunk"]:
             weights[f"{cell.source} ({cell.network}): {spec['trunk']['weights']}"] = None

@@ -119,7 +119,10 @@ class Episodes(Model):
 class Target(Model):
     """A data set and a budget of labelled images; the validation part is carved out of that budget."""
 
-    data: Name = Field(description="cifar10, cifar100, digits, any torchvision set, or folder:PATH")
+    data: Name = Field(
+        description="cifar10, cifar100, digits, any torchvision set, folder:PATH, "
+        "parquet:PATH, webdataset:PATTERN, or hf:OWNER/NAME"
+    )
     per_class: int | None = Field(default=None, ge=1, le=MOST_IMAGES, description="labelled images per class")
     fraction: float | None = Field(default=None, gt=0, le=1, description="share of each class of the training split")
     classes: Annotated[tuple[ClassName, ...], Field(min_length=2), Distinct] | None = Field(
@@ -160,7 +163,9 @@ class Target(Model):
         """Whether any image is kept for validation. A folder's own validation part is not known here."""
         if self.episodes is not None:
             return False
-        return self.validation > 0 and (self.per_class != 1 or self.data.startswith("folder:"))
+        return self.validation > 0 and (
+            self.per_class != 1 or self.data.startswith(("folder:", "parquet:", "webdataset:", "hf:"))
+        )
 
     @property
     def budget(self) -> str:

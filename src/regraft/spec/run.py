@@ -29,6 +29,10 @@ class Run(Model):
     seed: Seed
     refit: bool = False  # the chosen run once more, on training and validation images together
 
+    def __hash__(self) -> int:
+        """Of what tells runs of one plan apart: runs name entries of many tables, and a hash of every field is slow."""
+        return hash((self.row, self.seed, self.recipe_name, self.refit))
+
     @property
     def how(self) -> str:
         """The method with its details, for tables."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, PrivateAttr, ValidationError, field_validator
 
 from regraft.errors import StudyCycle, StudyError, UnknownName, nearest
 from regraft.spec.base import Model
@@ -49,6 +49,8 @@ class Study(Model):
     grid: tuple[Grid, ...] = Field(default=(), description="rows as combinations; one grid or a list of them")
     cost: Text = Field(default="", description="what a run of it takes, in words")
 
+    _expanded: tuple[object, object, tuple[Row, ...]] | None = PrivateAttr(default=None)  # rows, grid, all rows
+
     @field_validator("grid", mode="before")
     @classmethod
     def _one_grid(cls, value: object) -> object:
@@ -67,8 +69,10 @@ class Study(Model):
 
     def all_rows(self) -> tuple[Row, ...]:
         """The explicit rows, then every combination of every grid."""
-        expanded = [row for i, grid in enumerate(self.grid) for row in _expand(grid, f"grid[{i}]")]
-        return (*self.rows, *expanded)
+        if self._expanded is None or self._expanded[0] is not self.rows or self._expanded[1] is not self.grid:
+            expanded = [row for i, grid in enumerate(self.grid) for row in _expand(grid, f"grid[{i}]")]
+            self._expanded = (self.rows, self.grid, (*self.rows, *expanded))
+        return self._expanded[2]
 
     def row(self, name: str) -> Row:
         return next(row for row in self.all_rows() if row.name == name)

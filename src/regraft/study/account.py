@@ -156,7 +156,7 @@ class Account:
     def _known(self, run: Run) -> bool:
         """Whether the run's fit is in the store."""
         try:
-            return self.keys.store.get(self.keys.fit_key(run)) is not None
+            return self.keys.index.get(self.keys.fit_key(run)) is not None
         except RegraftError:
             return False
 

@@ -1,6 +1,6 @@
-"""Where the steps of a study run: in this process, or in several. (Ray comes with a later release.)
+"""Where the steps of a study run: in this process, or in several. (Ray has `ray_executor`.)
 
-Both take the same items in the same order, put off what another process is already at, and give one outcome an
+All take the same items in the same order, put off what another process is already at, and give one outcome an
 item; a step that fails, whatever the reason, does not stop the others.
 """
 
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for_sentinels
 from multiprocessing.synchronize import Event, Lock
-from typing import Any
+from typing import Any, Protocol
 
 from regraft.errors import RegraftError, RunError
 from regraft.learn.hardware import physical_cores
@@ -51,6 +51,19 @@ class Outcome:
     error: RegraftError | None
 
 
+RunAll = Callable[[Stage, Sequence[Step]], list[Outcome]]
+
+
+class Executor(Protocol):
+    """Where steps run. No result depends on it."""
+
+    def threads(self) -> int | None:
+        """For each worker, unless the user says how many; None: all physical cores."""
+
+    def started(self, bench: Bench, report: Report) -> contextlib.AbstractContextManager[RunAll]:
+        """Within it, `run_all(stage, steps)` gives the outcome of each step."""
+
+
 class Serial:
     """One step after another, in this process."""
 
@@ -61,11 +74,11 @@ class Serial:
         return None
 
     @contextlib.contextmanager
-    def started(self, bench: Bench, report: Report) -> Iterator[Callable[..., list[Outcome]]]:
+    def started(self, bench: Bench, report: Report) -> Iterator[RunAll]:
         def attempt_all(stage: Stage, steps: Iterable[Step], wait_for_others: bool) -> Found:
-            return {step: _attempt(stage, step, bench, report, wait_for_others) for step in steps}
+            return {step: attempt(stage, step, bench, report, wait_for_others) for step in steps}
 
-        yield lambda stage, steps: _busy_ones_last(attempt_all, stage, steps)
+        yield lambda stage, steps: busy_ones_last(attempt_all, stage, steps)
 
 
 SERIAL = Serial()
@@ -83,10 +96,10 @@ class Processes:
         return max(1, physical_cores() // self.workers)
 
     @contextlib.contextmanager
-    def started(self, bench: Bench, report: Report) -> Iterator[Callable[..., list[Outcome]]]:
+    def started(self, bench: Bench, report: Report) -> Iterator[RunAll]:
         workers = _Workers(self.workers, bench.setting, report)
         try:
-            yield lambda stage, steps: _busy_ones_last(workers.attempt_all, stage, steps)
+            yield lambda stage, steps: busy_ones_last(workers.attempt_all, stage, steps)
         except KeyboardInterrupt:
             workers.terminate()
             raise
@@ -94,7 +107,8 @@ class Processes:
             workers.close()
 
 
-def _busy_ones_last(attempt_all: Callable[..., Found], stage: Stage, steps: Sequence[Step]) -> list[Outcome]:
+def busy_ones_last(attempt_all: Callable[..., Found], stage: Stage, steps: Sequence[Step]) -> list[Outcome]:
+    """Each step once; those that another process is at are put off to the end, and then waited for."""
     found = attempt_all(stage, steps, False)
     found |= attempt_all(stage, [step for step in steps if isinstance(found[step], Busy)], True)
     outcomes = []
@@ -105,7 +119,7 @@ def _busy_ones_last(attempt_all: Callable[..., Found], stage: Stage, steps: Sequ
     return outcomes
 
 
-def _attempt(
+def attempt(
     stage: Stage, step: Step, bench: Bench, report: Report, wait_for_others: bool
 ) -> RegraftError | Busy | None:
     """Run one step, here. What goes wrong in it is its result: a study outlives each of its steps."""
@@ -267,4 +281,4 @@ def _end_with_parent() -> None:
 
 
 def _in_worker(stage: Stage, step: Step, wait_for_others: bool) -> RegraftError | Busy | None:
-    return _attempt(stage, step, _BENCH, _REPORT, wait_for_others)
+    return attempt(stage, step, _BENCH, _REPORT, wait_for_others)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import secrets
+import time
 from pathlib import Path
 
+from regraft.data.home import ABANDONED_AFTER_SECONDS
 from regraft.errors import StoreError
 
 
@@ -20,13 +23,23 @@ def write_bytes(path: Path, content: bytes) -> Path:
     fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
         with fresh.open("wb") as f:
             f.write(content)
             f.flush()
             os.fsync(f.fileno())
         fresh.replace(path)
     except OSError as error:
-        with contextlib.suppress(OSError):  # where it could not even be begun
-            fresh.unlink()
         raise StoreError(f"cannot write {path}: {error.strerror or error}; choose another place with --out") from error
+    finally:
+        with contextlib.suppress(OSError):  # it has its name by now, or could not even be begun
+            fresh.unlink()
     return path
+
+
+def _sweep(path: Path) -> None:
+    """Remove what processes that were killed left beside `path`: untouched for a day, hence nobody's."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}"):
+        with contextlib.suppress(OSError):  # another process removes it too
+            if time.time() - left.stat().st_mtime > ABANDONED_AFTER_SECONDS:
+                left.unlink()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from regraft.data import DatasetInfo, dataset_digest, dataset_info
@@ -12,6 +12,7 @@ from regraft.spec import Head, Preprocessing, Recipe, Run, Source
 from regraft.spec.models import UNTRAINED
 from regraft.spec.recipe import SOLVED
 from regraft.spec.tuning import OWNERS, USUAL, norms_of
+from regraft.study.index import Index
 from regraft.study.known import WeightsFacts, cut_name, cuts_below, weights_facts
 from regraft.study.plan import Cell, cells
 from regraft.study.presets import size_unknown
@@ -51,6 +52,9 @@ class Keys:
         self._fit_keys: dict[Run, str] = {}
         self._infos: dict[str, DatasetInfo] = {}
         self._digests: dict[tuple[str, int | None], str] = {}
+        self._preprocessing: dict[tuple[Source, str], Preprocessing] = {}
+        self._chosen: dict[Cell, Run] = {}  # of cells whose recipes are all trained: a result never changes
+        self.index = Index(store)
 
     @cached_property
     def by_cell(self) -> dict[Cell, list[Run]]:
@@ -135,6 +139,12 @@ class Keys:
     def preprocessing(self, run: Run) -> Preprocessing:
         """The weights' own; for random weights a fixed one, which takes nothing from any data set."""
         root = self.root(run)
+        at = root.source, root.target.data
+        if at not in self._preprocessing:
+            self._preprocessing[at] = self._preprocessing_of(root)
+        return self._preprocessing[at]
+
+    def _preprocessing_of(self, root: Run) -> Preprocessing:
         size = root.source.image_size
         if root.source.weights == "random":
             size = size or self.info(root.target.data).image_size
@@ -236,7 +246,7 @@ class Keys:
 
     def fitted(self, run: Run) -> Artifact:
         """The stored fit. Raises NotTrained, or Diverged if that is how its training ended."""
-        artifact = self.store.get(self.fit_key(run))
+        artifact = self.index.get(self.fit_key(run))
         if artifact is None:
             raise NotTrained(f"{run.label} has not been trained", run.row)
         if "diverged" in artifact.values:
@@ -250,6 +260,8 @@ class Keys:
         candidates = self.by_cell[cell]
         if len(candidates) == 1:
             return candidates[0]
+        if cell in self._chosen:
+            return self._chosen[cell]
         merits: dict[Run, tuple[float, float]] = {}
         reason = ""
         for run in candidates:
@@ -261,7 +273,8 @@ class Keys:
             merits[run] = values["validation_accuracy"], -values["validation_loss"]
         if not merits:
             raise Diverged(f"all {len(candidates)} recipes diverged; the last: {reason}")
-        return max(merits, key=merits.__getitem__)
+        self._chosen[cell] = max(merits, key=merits.__getitem__)
+        return self._chosen[cell]
 
     def final(self, cell: Cell) -> Run:
         """The run that is scored for the cell: the chosen one, refitted if its recipe says so. Errors as `chosen`."""
@@ -270,13 +283,13 @@ class Keys:
 
 
 POOLED = ("kind", "pool")
-HEAD_FIELDS = {
+HEAD_FIELDS: dict[str, tuple[str, ...]] = {
     "linear": POOLED, "mlp": (*POOLED, "hidden", "dropout"), "rest": ("kind",), "prototype": POOLED,
     "knn": (*POOLED, "neighbours"), "head2toe": (*POOLED, "share", "lasso"),
 }  # fmt: skip
 STEPPED = tuple(name for name in Recipe.model_fields if name not in ("refit", "preset"))
 CHANGED = ("augment", "policy", "cutout")
-RECIPE_FIELDS = {
+RECIPE_FIELDS: dict[str, tuple[str, ...]] = {
     "sgd": STEPPED, "sgdw": STEPPED, "adamw": tuple(name for name in STEPPED if name != "momentum"),
     "lbfgs": ("optimizer", "epochs", "weight_decay", *CHANGED, "views"),
     "ridge": ("optimizer", "weight_decay", *CHANGED, "views"), "none": ("optimizer",),
@@ -293,8 +306,9 @@ def _tuning(run: Run) -> Spec:
     return {"tuning": found} if found else {}
 
 
-def _read_fields(part: Head | Recipe, names: Sequence[str]) -> Spec:
-    """What of a head or recipe determines a result: the others are never read, and change no key."""
+@lru_cache(maxsize=4096)
+def _read_fields(part: Head | Recipe, names: tuple[str, ...]) -> Spec:
+    """What of a head or recipe determines a result: the others are never read, and change no key. Not to be changed."""
     fields = type(part).model_fields
     unused = {name for name in YOUNGER if name in fields and getattr(part, name) == fields[name].default}
     if isinstance(part, Recipe) and part.semi == "none":

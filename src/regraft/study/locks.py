@@ -37,7 +37,7 @@ class Lock:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         while True:
-            handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)  # less the umask: a store may be shared
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | (0 if self.wait else fcntl.LOCK_NB))
             except OSError as error:
@@ -56,9 +56,11 @@ class Lock:
 
     def release(self) -> None:
         if self._handle is not None:
-            self.path.unlink(missing_ok=True)
-            os.close(self._handle)
-            self._handle = None
+            handle, self._handle = self._handle, None
+            with contextlib.suppress(OSError):  # a file that stays locks nobody out
+                self.path.unlink()
+            with contextlib.suppress(OSError):  # on a share that has gone
+                os.close(handle)
 
 
 def held(path: Path) -> bool:

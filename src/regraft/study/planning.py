@@ -77,6 +77,7 @@ def estimate(study: Study, store: Store, *, offline: bool = True, device: str = 
     )  # fmt: skip
     steps = [features, fits, scores]
     flops = sum(step.left.flops for step in steps)
+    keys.index.save()
     speed = measure_flops_per_second(device) * EFFICIENCY
     return Estimate(
         study=study,

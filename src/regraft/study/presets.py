@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from regraft.data import dataset_info
+from regraft.data.converted import BY_FILES
 from regraft.data.folders import list_folder
+from regraft.data.streams import find_stream, is_stream
 from regraft.errors import DataError, StudyError
 from regraft.spec import Recipe, Run, Study, Target
 from regraft.spec.models import UNTRAINED
@@ -165,12 +167,13 @@ def _counts(name: str) -> tuple[dict[str, int], bool]:
         listing = list_folder(name.removeprefix("folder:"))
         return dict(zip(listing.classes, listing.counts("train"), strict=True)), "validation" in listing.parts
     info = dataset_info(name)
-    return dict(zip(info.classes, info.train_counts, strict=True)), False
+    own_validation = is_stream(name) and "validation" in find_stream(name).parts
+    return dict(zip(info.classes, info.train_counts, strict=True)), own_validation
 
 
 def _name_and_size(name: str) -> tuple[str, int | None]:
     """Of a data set: the name it goes by, and the side of its images if they have one."""
-    if name.startswith("folder:"):
+    if name.startswith(BY_FILES):
         return name, None
     try:
         info = dataset_info(name)

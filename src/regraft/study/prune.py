@@ -13,6 +13,7 @@ from regraft.errors import Diverged, RegraftError, StoreError
 from regraft.spec import Run, Study
 from regraft.study.audit import audit_key
 from regraft.study.features import table_name, training_views
+from regraft.study.index import remove_index
 from regraft.study.keys import Keys, NotTrained, cacheable
 from regraft.study.locks import Busy, held
 from regraft.study.plan import Cell, plan
@@ -38,6 +39,7 @@ def prune(store: Store, studies: Sequence[Study], dry_run: bool) -> list[tuple[s
         for path, _ in doomed:
             _remove(store, path)
         _tidy(store)
+        remove_index(store)  # of the artifacts that are left it is soon made again
     return removed
 
 

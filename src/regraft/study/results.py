@@ -92,6 +92,7 @@ class Results:
                 found.append(_read_cell(keys, keys.final(cell), rows[cell[0]][1]))
             except RegraftError as error:
                 missing.append(Missing(*cell, reasons.get(cell, _why(error, cell[0]))))
+        keys.index.save()
         return cls(study, found, missing, len(found), keys.store)
 
     @property
@@ -157,7 +158,7 @@ def _why(error: RegraftError, row: str) -> str:
 
 def _read_cell(keys: Keys, run: Run, row: Row) -> Cell:
     fitted = keys.fitted(run)
-    scored = keys.store.get(keys.score_key(run))
+    scored = keys.index.get(keys.score_key(run))
     if scored is None:
         raise RegraftError("trained, but not scored yet")
     network, stem = keys.network(run)

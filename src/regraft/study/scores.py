@@ -79,11 +79,15 @@ def stored_scores(results: Results, *, images: int = IMAGES) -> list[ScoreRow] |
         return None
     keys = Keys(plan(results.study), results.store, offline=True)
     try:
-        asked = dict(candidates(keys))
-        found = {cell: _read(keys, run, images, True) for cell, run in asked.items()}
+        asked: dict[Cell, Run] = {}
+        found: dict[Cell, Mapping[str, Any] | None] = {}
+        for cell, run in candidates(keys):
+            asked[cell], found[cell] = run, _read(keys, run, images, True)
+            if found[cell] is None:  # most studies have none: known at the first
+                return None
     except RegraftError:  # data or weights are gone, so that what determined the scores cannot be told
         return None
-    return _rows(keys, asked, found, results) if found and None not in found.values() else None
+    return _rows(keys, asked, found, results) if found else None
 
 
 def candidates(keys: Keys) -> Iterator[tuple[Cell, Run]]:

@@ -23,20 +23,17 @@ from typing import TYPE_CHECKING, Any
 
 from regraft.data.home import home
 from regraft.errors import ArtifactDamaged, StoreError, UnknownName
+from regraft.study.disk import canonical as canonical
+from regraft.study.disk import flush, reading, save_tensors, sha256_of, writing
 from regraft.study.locks import Lock
 from regraft.study.provenance import provenance
+from regraft.study.scratch import Scratch as Scratch
 
 if TYPE_CHECKING:
     import torch
 
 KEY_VERSION = 1  # raised when the meaning of keys themselves changes
-CHECKPOINT_FORMAT = 1  # raised when older checkpoints can no longer be read; those of another format are ignored
 FILES = ("spec.json", "values.json", "data.safetensors")
-
-
-def canonical(spec: object) -> str:
-    """JSON with one spelling only: sorted keys, no spaces, ASCII, no NaN."""
-    return json.dumps(spec, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
 def key_of(spec: Mapping[str, Any]) -> str:
@@ -65,13 +62,14 @@ class Artifact:
     record: dict[str, Any]
 
     def tensors(self, *, verify: bool = True) -> dict[str, torch.Tensor]:
-        """All tensors, on the CPU. Raises ArtifactDamaged if a byte has changed since they were written; `verify` false
-        spares reading all of them where that has been seen to before."""
+        """All tensors, on the CPU. Raises ArtifactDamaged if a byte has changed since they were written, StoreError if
+        they cannot be read; `verify` false spares reading all of them where that has been seen to before."""
         from safetensors.torch import load_file
 
-        if verify:
-            _verify(self.path / "data.safetensors", self.record["sha256"]["data.safetensors"])
-        return load_file(self.path / "data.safetensors")
+        with reading(self.path):
+            if verify:
+                _verify(self.path / "data.safetensors", self.record["sha256"]["data.safetensors"])
+            return load_file(self.path / "data.safetensors")
 
     def size_bytes(self) -> int:
         return sum(f.stat().st_size for f in self.path.iterdir())
@@ -82,6 +80,7 @@ class Store:
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).absolute()
+        self._seen = False  # whether this process has had its folders in hand
 
     def cached(
         self,
@@ -99,7 +98,7 @@ class Store:
         with self.locked(key, wait=wait):
             if (artifact := self.get(key)) is not None:
                 return artifact
-            scratch = Scratch(self.root / "work" / key)
+            scratch = Scratch(self.root / "work" / key, store=self.root)
             start = time.perf_counter()
             payload = compute(scratch)
             seconds = time.perf_counter() - start + scratch.seconds_before
@@ -111,7 +110,7 @@ class Store:
     @contextlib.contextmanager
     def locked(self, name: str, *, wait: bool = True) -> Iterator[None]:
         lock = Lock(self.root / "locks" / name, wait=wait)
-        with _writing(self.root):
+        with self.writing():
             lock.acquire()
         try:
             yield
@@ -139,25 +138,36 @@ class Store:
             return None
 
     def has(self, key: str) -> bool:
-        return self.path(key).is_dir()
+        with reading(self.root):
+            return self.path(key).is_dir()
 
     def read(self, key: str) -> Artifact:
-        """Raises UnknownName, or ArtifactDamaged with the file that does not have its digest."""
+        """Raises UnknownName, ArtifactDamaged with the file that does not have its digest, or StoreError if the
+        disk or the share does not give it."""
         path = self.path(key)
-        if not path.is_dir():
+        if not self.has(key):
             raise UnknownName(f"the store has no artifact {key!r}; list a study's with: regraft status STUDY")
-        record = _read_record(path)
-        for name in ("spec.json", "values.json"):
-            _verify(path / name, record["sha256"].get(name))
-        spec = json.loads((path / "spec.json").read_text())
-        if key_of(spec) != key:
-            raise ArtifactDamaged(f"{path}: its spec does not have the key {key}")
-        if not (path / "data.safetensors").is_file():
-            raise ArtifactDamaged(f"{path / 'data.safetensors'} is gone")
-        return Artifact(key, path, spec, json.loads((path / "values.json").read_text()), record)
+        with reading(path):
+            record = _read_record(path)
+            for name in ("spec.json", "values.json"):
+                _verify(path / name, record["sha256"].get(name))
+            spec, values = (json.loads((path / name).read_text("utf-8")) for name in ("spec.json", "values.json"))
+            if key_of(spec) != key:
+                raise ArtifactDamaged(f"{path}: its spec does not have the key {key}")
+            if not (path / "data.safetensors").is_file():
+                raise ArtifactDamaged(f"{path / 'data.safetensors'} is gone")
+        return Artifact(key, path, spec, values, record)
+
+    def verify(self, key: str) -> Artifact:
+        """As `read`, and every byte of the tensors is compared with its digest as well."""
+        artifact = self.read(key)
+        with reading(artifact.path):
+            _verify(artifact.path / "data.safetensors", artifact.record["sha256"].get("data.safetensors"))
+        return artifact
 
     def keys(self) -> list[str]:
-        return sorted(path.name for path in self.root.glob("objects/??/*") if len(path.name) == 64)
+        with reading(self.root):
+            return sorted(path.name for path in self.root.glob("objects/??/*") if len(path.name) == 64)
 
     def find(self, prefix: str) -> str:
         """The one key that starts with `prefix`."""
@@ -170,104 +180,73 @@ class Store:
     def set_aside(self, key: str, why: str) -> None:
         """Move a damaged artifact out of the way, keeping it for inspection."""
         target = self.root / "damaged" / f"{key}.{secrets.token_hex(4)}"
-        with _writing(self.root):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(FileNotFoundError):  # another process was first
+        with self.locked(f"aside-{key}"), self.writing():
+            with contextlib.suppress(UnknownName, ArtifactDamaged):
+                self.verify(key)
+                return  # another process was first, and has computed it anew
+            target.parent.mkdir(exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # gone meanwhile
                 self.path(key).rename(target)
-                (target / "why.txt").write_text(why + "\n")
+                (target / "why.txt").write_text(why + "\n", "utf-8")
 
     # A set of artifacts that belong together (the shards of one feature table), found without reading them all.
     def link(self, group: str, key: str) -> None:
         folder = self.root / "groups" / group
-        with _writing(self.root):
+        with self.writing():
             folder.mkdir(parents=True, exist_ok=True)
             (folder / key).touch()
 
     def linked(self, group: str) -> list[str]:
         folder = self.root / "groups" / group
-        return sorted(p.name for p in folder.iterdir() if self.has(p.name)) if folder.is_dir() else []
+        with reading(self.root):
+            return sorted(p.name for p in folder.iterdir() if self.has(p.name)) if folder.is_dir() else []
 
     def path(self, key: str) -> Path:
         return self.root / "objects" / key[:2] / key
 
     def _write(self, key: str, spec: Mapping[str, Any], payload: Payload, record: dict[str, Any]) -> Artifact:
-        with _writing(self.root):
+        with self.writing():
             folder = self.root / "tmp" / f"{key}.{os.getpid()}.{secrets.token_hex(4)}"
             folder.mkdir(parents=True)
             try:
-                (folder / "spec.json").write_text(canonical(spec))
-                (folder / "values.json").write_text(canonical(payload.values))
-                _save_tensors(folder / "data.safetensors", payload.tensors)
-                record = {**record, "sha256": {name: _sha256(folder / name) for name in FILES}}
+                (folder / "spec.json").write_text(canonical(spec), "utf-8")
+                (folder / "values.json").write_text(canonical(payload.values), "utf-8")
+                save_tensors(folder / "data.safetensors", payload.tensors)
+                record = {**record, "sha256": {name: sha256_of(folder / name) for name in FILES}}
                 sealed = {"record": record, "sha256": hashlib.sha256(canonical(record).encode()).hexdigest()}
-                (folder / "record.json").write_text(canonical(sealed))
+                (folder / "record.json").write_text(canonical(sealed), "utf-8")
                 for name in (*FILES, "record.json"):
-                    _flush(folder / name)
-                _flush(folder)
-                self.path(key).parent.mkdir(parents=True, exist_ok=True)
-                with contextlib.suppress(FileExistsError, OSError):
-                    if not self.has(key):  # whoever came first has stored the same result
-                        folder.rename(self.path(key))
-                        _flush(self.path(key).parent)
-                if not self.has(key):
-                    raise StoreError(f"could not move {folder} to {self.path(key)}; is the file system full?")
+                    flush(folder / name)
+                flush(folder)
+                self._publish(folder, self.path(key))
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
         return self.read(key)
 
+    def _publish(self, folder: Path, final: Path) -> None:
+        """Give a finished folder its name, in one step; whoever came first has stored the same result."""
+        final.parent.mkdir(exist_ok=True)
+        try:
+            folder.rename(final)
+        except OSError:
+            if not final.is_dir():
+                raise
+        flush(final.parent)
 
-class Scratch:
-    """Where a stage under way keeps its checkpoint, so that `kill -9` loses little. Gone once the result is stored."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.file = folder / "checkpoint.safetensors"
-        self.seconds_before = 0.0  # spent by earlier, interrupted attempts
-        self._start = time.perf_counter()
-
-    def save(self, state: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
-        """Replace the checkpoint in one step; a crash leaves the old or the new one, never a mixture.
-
-        Raises StoreError if it cannot be written."""
-        seconds = self.seconds_before + time.perf_counter() - self._start
-        meta = {"state": canonical({**state, "format": CHECKPOINT_FORMAT, "_seconds": seconds})}
-        fresh = self.folder / f"{os.getpid()}.{secrets.token_hex(4)}.tmp"
-        with _writing(self.folder):
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                _save_tensors(fresh, tensors, meta)
-                # The digest travels in the name: state and tensors are verified together before they are trusted.
-                final = self.folder / f"checkpoint-{_sha256(fresh)}.safetensors"
-                _flush(fresh)
-                fresh.rename(final)
-                _flush(self.folder)
-            finally:
-                with contextlib.suppress(OSError):  # gone, if all went well
-                    fresh.unlink()
-            for old in self.folder.glob("checkpoint-*.safetensors"):
-                if old != final:
-                    old.unlink(missing_ok=True)
-
-    def load(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
-        """The newest intact checkpoint of this format, or None."""
-        from safetensors import safe_open
-
-        files = sorted(self.folder.glob("checkpoint-*.safetensors"), key=lambda f: f.stat().st_mtime_ns)
-        for file in reversed(files):
-            if _sha256(file) != file.stem.removeprefix("checkpoint-"):
-                file.unlink(missing_ok=True)  # torn or damaged: as if it had never been written
-                continue
-            with safe_open(file, framework="pt") as f:
-                state = json.loads((f.metadata() or {}).get("state", "{}"))
-                if state.pop("format", None) != CHECKPOINT_FORMAT:
-                    continue  # of another release
-                tensors = {name: f.get_tensor(name) for name in f.keys()}
-            self.seconds_before = state.pop("_seconds")
-            return state, tensors
-        return None
-
-    def clear(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Errors of the disk as StoreError. A store that has gone is not begun anew in its place: where a share was
+        mounted there is then an empty folder of the local disk."""
+        with writing(self.root):
+            if not self._seen:
+                (self.root / "objects").mkdir(parents=True, exist_ok=True)
+                self._seen = True
+            elif not (self.root / "objects").is_dir():
+                raise StoreError(
+                    f"the store {self.root} has gone since this began: was it moved, or its share unmounted? Bring it "
+                    "back and run again; what was finished there is kept."
+                )
+            yield
 
 
 def default_store() -> Store:
@@ -277,10 +256,10 @@ def default_store() -> Store:
 
 def _read_record(path: Path) -> dict[str, Any]:
     try:
-        sealed = json.loads((path / "record.json").read_text())
+        sealed = json.loads((path / "record.json").read_text("utf-8"))
         record, digest = sealed["record"], sealed["sha256"]
         intact = hashlib.sha256(canonical(record).encode()).hexdigest() == digest
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (FileNotFoundError, IsADirectoryError, ValueError, KeyError, TypeError) as error:
         raise ArtifactDamaged(f"{path / 'record.json'} is not readable: {error}") from None
     if not intact or not isinstance(record, dict):
         raise ArtifactDamaged(f"{path / 'record.json'} does not have the digest it was written with")
@@ -288,47 +267,5 @@ def _read_record(path: Path) -> dict[str, Any]:
 
 
 def _verify(file: Path, digest: str | None) -> None:
-    if not file.is_file() or _sha256(file) != digest:
+    if not file.is_file() or sha256_of(file) != digest:
         raise ArtifactDamaged(f"{file} does not have the digest it was written with")
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def _save_tensors(file: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Raises OSError if the file cannot be written."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    file.touch()
-    mode = file.stat().st_mode  # as the umask has it; safetensors replaces the file by one that only its owner reads
-    try:
-        save_file(plain, file, metadata=metadata)
-    except SafetensorError as error:  # how it reports a full disk, among others
-        raise OSError(str(error)) from error
-    file.chmod(mode)
-
-
-@contextlib.contextmanager
-def _writing(place: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StoreError(
-            f"cannot write to the store {place}: {error.strerror or error}. Free some space or check the "
-            "permissions, or name another folder with --store; what is finished is kept."
-        ) from error
-
-
-def _flush(path: Path) -> None:
-    """Make the content (or, for a folder, the names in it) survive a power cut."""
-    if path.is_dir() and os.name == "nt":
-        return  # Windows has no fsync for folders
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

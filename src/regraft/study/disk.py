@@ -1,0 +1,75 @@
+"""How the store puts things on a disk: JSON of one spelling, tensors, flushed files, errors of one form."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from regraft.errors import StoreError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def canonical(spec: object) -> str:
+    """JSON with one spelling only: sorted keys, no spaces, ASCII, no NaN."""
+    return json.dumps(spec, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def sha256_of(file: Path) -> str:
+    with file.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def save_tensors(file: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Raises OSError if the file cannot be written."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    file.touch()
+    mode = file.stat().st_mode  # as the umask has it; safetensors replaces the file by one that only its owner reads
+    try:
+        save_file(plain, file, metadata=metadata)
+    except SafetensorError as error:  # how it reports a full disk, among others
+        raise OSError(str(error)) from error
+    file.chmod(mode)
+
+
+@contextlib.contextmanager
+def reading(place: Path) -> Iterator[None]:
+    """What the disk or the share refuses to give is not taken for damaged, let alone for absent."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"cannot read the store {place}: {error.strerror or error}. Check the permissions, and that its disk or "
+            "share is there; then run again, what is finished is kept."
+        ) from error
+
+
+@contextlib.contextmanager
+def writing(place: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"cannot write to the store {place}: {error.strerror or error}. Free some space or check the "
+            "permissions, or name another folder with --store; what is finished is kept."
+        ) from error
+
+
+def flush(path: Path) -> None:
+    """Make the content (or, for a folder, the names in it) survive a power cut."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows has no fsync for folders
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

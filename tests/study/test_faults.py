@@ -1,0 +1,205 @@
+"""What a disk, a share or another process does to the store is said in words, and never taken for a result."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer import Typer
+from typer.testing import CliRunner
+
+from regraft.cli_store import add_to
+from regraft.data.home import TEMPORARY_PREFIX, write_file
+from regraft.errors import StoreError
+from regraft.study import locks
+from regraft.study.files import write_text
+from regraft.study.locks import Lock, held
+from regraft.study.store import Artifact, Payload, Scratch, Store
+from regraft.study.verify import verify_store
+
+SPEC: dict[str, Any] = {"stage": "test", "version": 1, "x": 1}
+LONG_AGO = time.time() - 2 * 24 * 3600
+
+
+def payload(_: Scratch) -> Payload:
+    return Payload({"accuracy": 0.5}, {"w": torch.arange(6.0)})
+
+
+def stored(store: Store, x: int = 1) -> Artifact:
+    return store.cached({**SPEC, "x": x}, payload)
+
+
+def damage(artifact: Artifact) -> None:
+    file = artifact.path / "data.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"\x01")
+
+
+def refusing(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, number: int) -> None:
+    def refuse(*given: Any, **named: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(module, name, refuse)
+
+
+def test_what_the_disk_does_not_give_is_neither_damaged_nor_absent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a share that fails for a while every artifact would else be set aside, and computed again."""
+    store = Store(tmp_path)
+    artifact = stored(store)
+    with monkeypatch.context() as failing:
+        refusing(failing, Path, "open", errno.EIO)
+        for read in (lambda: store.get(artifact.key), artifact.tensors, lambda: store.cached(SPEC, payload)):
+            with pytest.raises(StoreError, match=r"cannot read the store .*Input/output error.*run again"):
+                read()
+    assert not (tmp_path / "damaged").exists()
+    assert store.get(artifact.key) is not None
+
+
+def test_a_store_that_has_gone_is_not_begun_anew_in_its_place(tmp_path: Path) -> None:
+    """Where a share was mounted there is then an empty folder of the local disk."""
+    store = Store(tmp_path / "share" / "store")
+    stored(store)
+    (tmp_path / "share").rename(tmp_path / "unmounted")
+    (tmp_path / "share").mkdir()
+    with pytest.raises(StoreError, match="has gone since this began"):
+        stored(store, 2)
+    with pytest.raises(StoreError, match="cannot write to the store"):
+        Scratch(store.root / "work" / "k", store=store.root).save({}, {"w": torch.ones(1)})
+    assert not list((tmp_path / "share").iterdir())
+
+
+def test_an_artifact_that_was_computed_anew_meanwhile_is_not_set_aside(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    artifact = stored(store)
+    store.set_aside(artifact.key, "found damaged, a while ago")
+    assert store.has(artifact.key)
+    damage(artifact)
+    store.set_aside(artifact.key, "damaged")
+    assert not store.has(artifact.key)
+
+
+def test_a_damaged_checkpoint_is_set_aside(tmp_path: Path) -> None:
+    scratch = Scratch(tmp_path / "work" / "k", store=tmp_path)
+    scratch.save({"epoch": 1}, {"w": torch.ones(3)})
+    (file,) = scratch.folder.glob("checkpoint-*")
+    file.write_bytes(file.read_bytes()[:-1])
+    assert scratch.load() is None
+    assert (next((tmp_path / "damaged").glob("k.*")) / file.name).is_file()
+    assert not list((tmp_path / "tmp").iterdir())
+
+
+def test_a_checkpoint_is_no_error_where_another_process_has_just_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a file system without locks two processes train the same; the first one clears the checkpoints of both."""
+    scratch = Scratch(tmp_path / "work" / "k", store=tmp_path)
+    rename = Path.rename
+
+    def cleared(self: Path, target: Path) -> Path:
+        Scratch(scratch.folder, store=tmp_path).clear()
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", cleared)
+    scratch.save({"epoch": 1}, {"w": torch.ones(3)})
+    assert scratch.load() is None
+    assert not list((tmp_path / "tmp").iterdir())
+
+
+@pytest.mark.skipif(locks.fcntl is None, reason="no flock here")
+def test_a_lock_is_given_back_even_if_its_file_cannot_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = Lock(tmp_path / "l", wait=False)
+    lock.acquire()
+    refusing(monkeypatch, Path, "unlink", errno.EROFS)
+    lock.release()
+    assert not held(tmp_path / "l")
+
+
+def test_what_killed_processes_left_beside_a_file_goes_after_a_day(tmp_path: Path) -> None:
+    left = [tmp_path / f".a[1].csv.{'0' * 8}", tmp_path / f"{TEMPORARY_PREFIX}b-x", tmp_path / "c.csv"]
+    young = [tmp_path / f".a[1].csv.{'1' * 8}", tmp_path / f"{TEMPORARY_PREFIX}b-y"]
+    for file in (*left, *young):
+        file.write_text("half")
+    for file in left:
+        os.utime(file, (LONG_AGO, LONG_AGO))
+    write_text(tmp_path / "a[1].csv", "whole")
+    write_file(tmp_path / "b", b"whole")
+    assert [file.exists() for file in (*left, *young)] == [False, False, True, True, True]
+
+
+def test_a_file_that_could_not_be_written_is_not_left_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refusing(monkeypatch, os, "fsync", errno.ENOSPC)
+    with pytest.raises(StoreError, match="No space left on device; choose another place"):
+        write_text(tmp_path / "a.csv", "whole")
+    with pytest.raises(OSError, match="No space"):
+        write_file(tmp_path / "b", b"whole")
+    assert not list(tmp_path.iterdir())
+
+
+# --- regraft check ----------------------------------------------------------------------------------------------
+
+
+def checked(store: Path, *options: str) -> tuple[int, str]:
+    app = Typer()
+    add_to(app)
+    app.command("other")(lambda: None)  # of one command alone typer makes no subcommand
+    done = CliRunner().invoke(app, ["check", "--store", str(store), *options])
+    return done.exit_code, done.output
+
+
+def test_check_finds_all_that_is_damaged_and_repair_sets_it_aside(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    artifacts = [stored(store, x) for x in range(4)]
+    assert checked(store.root)[0] == 0
+    damage(artifacts[0])
+    (artifacts[1].path / "values.json").unlink()
+    assert store.has(artifacts[0].key)  # reading nothing but names, it seems to be there
+    code, said = checked(store.root)
+    assert code == 1
+    assert "4 artifacts" in said
+    assert "2 damaged" in said
+    code, said = checked(store.root, "--repair", "--json")
+    assert code == 0
+    assert [finding["kind"] for finding in json.loads(said)["findings"]] == ["damaged", "damaged"]
+    code, said = checked(store.root)
+    assert code == 0
+    assert said.count("set aside") == 2
+    assert [store.has(artifact.key) for artifact in artifacts] == [False, False, True, True]
+
+
+def test_check_tells_what_belongs_to_nothing_and_harms_nothing(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    key = stored(store).key
+    store.link("g", key)
+    store.link("g", "f" * 64)
+    Scratch(tmp_path / "work" / "k", store=tmp_path).save({}, {"w": torch.ones(1)})
+    (tmp_path / "tmp" / "half").mkdir(parents=True)
+    (tmp_path / "objects" / "aa").mkdir()
+    (tmp_path / "objects" / "aa" / "notes").write_text("")
+    found = verify_store(store)
+    assert sorted(finding.kind for finding in found.findings) == ["checkpoint", "dangling", "foreign", "unfinished"]
+    assert not found.sound
+    verify_store(store, repair=True)
+    assert [path.name for path in (tmp_path / "groups" / "g").iterdir()] == [key]
+    assert (tmp_path / "objects" / "aa" / "notes").exists()
+
+
+def test_check_of_some_keys_reads_those_only(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    sound, broken = stored(store, 1), stored(store, 2)
+    damage(broken)
+    assert verify_store(store, {sound.key}).sound
+    assert not verify_store(store, {broken.key}).sound
+
+
+def test_check_of_what_is_no_store_says_so(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="holds no store"):
+        verify_store(Store(tmp_path / "nothing"))
