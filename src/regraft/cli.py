@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from regraft import cli_advise, cli_audit, cli_data, cli_export, cli_predict, cli_science, cli_show
+from regraft import cli_advise, cli_audit, cli_data, cli_export, cli_predict, cli_science, cli_show, cli_store
 from regraft.cli_text import StoreFolder, complete_study, open_store
 from regraft.errors import RegraftError, StudyError
 
@@ -35,12 +35,13 @@ cli_advise.add_to(app)
 cli_audit.add_to(app)
 cli_science.add_to(app)
 cli_show.add_to(app)
+cli_store.add_to(app)
 cli_predict.add_to(app)
 cli_export.add_to(app)
 
 
 Device = StrEnum("Device", ["auto", "cpu", "cuda", "mps"])
-ExecutorName = StrEnum("ExecutorName", ["serial", "processes"])
+ExecutorName = StrEnum("ExecutorName", ["serial", "processes", "ray"])
 PrecisionName = StrEnum("PrecisionName", ["auto", "float32", "bfloat16"])
 MechanismName = StrEnum("MechanismName", ["auto", "eager", "compile", "graphs", "seeds"])
 BackendName = StrEnum("BackendName", ["auto", "eager", "fused", "inductor", "onnxruntime"])
@@ -107,9 +108,29 @@ def run(
         typer.Option(help="of training; auto: bfloat16 on GPUs that have it, else float32; CPUs may have bfloat16 too"),
     ] = PrecisionName.auto,
     executor: Annotated[
-        ExecutorName, typer.Option(help="processes: several runs at once on this machine")
+        ExecutorName,
+        typer.Option(help="processes: several runs at once on this machine; ray: the same, also on a cluster"),
     ] = ExecutorName.serial,
-    workers: Annotated[int, typer.Option(min=1, help="how many, with --executor processes")] = 2,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="how many runs at once; default: 2 for processes, as many as fit for ray"),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="of a Ray cluster's head, or auto; default: RAY_ADDRESS, else a Ray of its own on this machine",
+        ),
+    ] = None,
+    gpu_share: Annotated[
+        float, typer.Option(min=0.01, max=1.0, help="of a GPU, for each run on Ray; 0.25: four at once on each")
+    ] = 1.0,
+    devices: Annotated[
+        int, typer.Option(min=1, help="GPUs (or processes, on a CPU) that train one network together, batch by batch")
+    ] = 1,
+    feature_gib: Annotated[
+        float, typer.Option(min=0.001, help="memory for a head's training features; more are streamed from the store")
+    ] = 2.0,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress, no table")] = False,
     as_json: AsJson = False,
     offline: Annotated[bool, typer.Option("--offline", help="use only data and weights already here")] = False,
@@ -134,7 +155,8 @@ def run(
 
     wishes = Wishes(
         out=out or Path(f"regraft-{chosen.study}"), device=device.value, threads=threads, offline=offline,
-        workers=workers if executor is ExecutorName.processes else 0, quiet=quiet, as_json=as_json,
+        executor=executor.value, workers=workers, address=address, gpu_share=gpu_share,
+        devices=devices, feature_bytes=int(feature_gib * 2**30), quiet=quiet, as_json=as_json,
         minutes=minutes, backend=backend.value, mechanism=mechanism.value,
         precision=precision.value, watch=watch_port if watch or watch_port else None,
     )  # fmt: skip

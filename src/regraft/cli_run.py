@@ -27,8 +27,9 @@ from regraft.study.plan import plan
 from regraft.study.results import Results, read_results
 from regraft.study.store import Store
 
-if TYPE_CHECKING:  # its server is needed with --watch only
+if TYPE_CHECKING:  # needed in some runs only
     from regraft.show.watch import LiveView
+    from regraft.study.executors import Executor
 
 COMPLETE, INCOMPLETE, INTERRUPTED = 0, 3, 130  # 130 = 128 + SIGINT, as shells report it
 OWN_AUDIT_SECONDS = 10.0  # estimated; a longer one is left to `regraft audit`
@@ -45,7 +46,12 @@ class Wishes:
     backend: str  # of feature extraction
     mechanism: str  # of training
     precision: str  # the same
-    workers: int  # 0: one step at a time, in this process
+    executor: str  # "serial", "processes" or "ray"
+    workers: int | None  # steps at once; None: the executor's own number
+    address: str | None  # of a Ray cluster
+    gpu_share: float  # of a GPU, for a step on Ray
+    devices: int  # that train one network together
+    feature_bytes: int  # of a head's training features in memory
     quiet: bool
     as_json: bool
     minutes: float | None
@@ -111,15 +117,26 @@ def _computed(study: Study, store: Store, wishes: Wishes, report: Report) -> Res
         report(PlanReady(study.study, runs, runs, 0.0))
         report(StudyDone(time.perf_counter() - began, len(finished.cells), 0))
         return finished
-    from regraft.study.executors import SERIAL, Processes
     from regraft.study.run import run_study
 
-    executor = Processes(wishes.workers) if wishes.workers else SERIAL
     return run_study(
-        study, store, executor,
+        study, store, _executor(wishes),
         report=report, device=wishes.device, threads=wishes.threads, offline=wishes.offline,
         backend=wishes.backend, mechanism=wishes.mechanism, precision=wishes.precision,
+        devices=wishes.devices, feature_bytes=wishes.feature_bytes,
     )  # fmt: skip
+
+
+def _executor(wishes: Wishes) -> Executor:
+    from regraft.study.executors import SERIAL, Processes
+
+    if wishes.executor == "ray":
+        from regraft.study.ray_executor import Ray
+
+        return Ray(wishes.address, workers=wishes.workers, gpu_share=wishes.gpu_share)
+    if wishes.address is not None:
+        raise StudyError(f"--address is for --executor ray, got --executor {wishes.executor}")
+    return Processes(wishes.workers or 2) if wishes.executor == "processes" else SERIAL
 
 
 def _audit_if_small(study: Study, store: Store) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -96,11 +97,11 @@ def progress_table(results: Results) -> Group:
         scored.setdefault(cell.row, []).append(cell.accuracy)
     for gap in results.missing:
         reasons.setdefault(gap.row, set()).add(gap.reason)
-    lacking = [gap.row for gap in results.missing]
+    lacking = Counter(gap.row for gap in results.missing)
     rows = []
     for name in dict.fromkeys(row.name for row in results.study.all_rows()):
         done = len(scored.get(name, []))
-        rows.append((name, f"{done} of {done + lacking.count(name)}", "; ".join(sorted(reasons.get(name, set())))))
+        rows.append((name, f"{done} of {done + lacking[name]}", "; ".join(sorted(reasons.get(name, set())))))
     total = len(results.cells) + len(results.missing)
     head = Text(f"{results.study.study}: {len(results.cells)} of {total} cells scored")
     return Group(head, table("", ("row", "scored", "why not"), rows))
