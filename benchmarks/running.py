@@ -201,7 +201,7 @@ def _processor() -> str:
 
 def _versions(python: str) -> dict[str, str]:
     found = {"python": platform.python_version()}
-    for name in ("regraft", "torch", "torchvision", "timm", "numpy", "pillow", "onnxruntime"):
+    for name in ("regraft", "torch", "torchvision", "timm", "numpy", "pillow", "onnxruntime", "ray"):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -95,7 +95,11 @@ class Seam:
     def _note(self, name: str, path: str) -> None:
         if self.said is not None:
             with self.said.open("a") as file:
-                file.write(f"{name} {len(self._unflushed)} {path}\n")
+                file.write(f"{name} {int(self._loses())} {path}\n")
+
+    def _loses(self) -> bool:
+        """Whether a power cut now would lose more than a crash."""
+        return any(os.path.isfile(lost) and os.path.getsize(lost) for lost in self._unflushed)
 
     def _go_wrong(self, name: str, path: str, *, first: bool) -> None:
         if isinstance(self.how, int):
@@ -122,8 +126,16 @@ class Seam:
             self._unflushed = (self._unflushed - moved - {target}) | {target + p[len(path) :] for p in moved}
 
 
-def operations(listed: Path) -> list[tuple[str, bool]]:
-    """Of the operations in a list that a Seam wrote: the name, and whether a power cut before it would lose more than
-    a crash does."""
+@dataclass(frozen=True)
+class Operation:
+    """One that a Seam has listed."""
+
+    name: str
+    loses: bool  # more by a power cut before it than by a crash
+    path: str
+
+
+def operations(listed: Path) -> list[Operation]:
+    """Those that a Seam wrote down."""
     lines = [line.split(" ", 2) for line in listed.read_text().splitlines()]
-    return [(name, unflushed != "0") for name, unflushed, _ in lines]
+    return [Operation(name, loses == "1", path) for name, loses, path in lines]

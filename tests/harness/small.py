@@ -188,26 +188,31 @@ def ended(child: int, limit: float = LIMIT_SECONDS) -> int:
     return code if code >= 0 else 128 - code
 
 
-def start(on: Stand, place: Place, prepare: Callable[[], None] = lambda: None, workers: int = 0) -> int:
-    """Run the study as `regraft run` does, in a child; `prepare` is called in it first. Returns its process id."""
+def start(on: Stand, place: Place, prepare: Callable[[], None] = lambda: None, *, drawn: bool = True) -> int:
+    """Run the study as `regraft run` does, in a child; `prepare` is called in it first. Returns its process id.
+
+    drawn: with the report; without, a page with nothing on it is written in its place."""
 
     def work() -> int:
         import regraft.cli_run
         import regraft.learn.fit
+        import regraft.show.report
         import regraft.study.features
 
         regraft.learn.fit.CHECKPOINT_SECONDS = 0.0  # a checkpoint after every epoch
         regraft.study.features.SHARD = 40  # several shards a pass
         regraft.cli_run.OWN_AUDIT_SECONDS = 0.0  # an artifact like the others, and most of the time
         _keep_log(place.log)
+        if not drawn:
+            vars(regraft.show.report)["write_report"] = _empty_page
         prepare()
-        return command(on, place, workers)
+        return command(on, place)
 
     place.folder.mkdir(parents=True, exist_ok=True)
     return fork(work, place.said)
 
 
-def command(on: Stand, place: Place, workers: int) -> int:
+def command(on: Stand, place: Place) -> int:
     """`regraft run` on the small study, with the errors of the command line; returns the exit code."""
     from regraft import cli
 
@@ -216,13 +221,18 @@ def command(on: Stand, place: Place, workers: int) -> int:
     sys.argv = [
         "regraft", "run", str(study), "--store", str(place.store), "--out", str(place.out), "--quiet",
         "--threads", "1", "--device", "cpu", "--backend", "eager",
-        *(["--executor", "processes", "--workers", str(workers)] if workers else []),
     ]  # fmt: skip
     try:
         cli.main()
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     return 0
+
+
+def _empty_page(results: Any, path: Path, **named: Any) -> Path:
+    from regraft.study.files import write_text
+
+    return write_text(path, "<html></html>")
 
 
 def _keep_log(log: Path) -> None:
