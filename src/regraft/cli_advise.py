@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from regraft.cli_text import StoreFolder
+
 
 def add_to(app: typer.Typer) -> None:
     """Make the command part of `regraft`."""
@@ -23,9 +25,7 @@ def advise(
     weights: Annotated[list[str] | None, typer.Option(help="NETWORK=FILE: weights that are on this machine")] = None,
     unlabelled: Annotated[Path | None, typer.Option(help="folder of more pictures: which of them to label")] = None,
     seeds: Annotated[int, typer.Option(min=1, max=100, help="repetitions, each with other validation pictures")] = 5,
-    store: Annotated[
-        Path | None, typer.Option("--store", help="folder of the results store; default: the user's cache folder")
-    ] = None,
+    store: StoreFolder = None,
     device: Annotated[str, typer.Option(help="where to compute: auto, cpu, cuda or mps")] = "auto",
     offline: Annotated[bool, typer.Option("--offline", help="use only weights already here")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON on standard output, for programs")] = False,

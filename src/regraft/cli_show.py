@@ -31,7 +31,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("track")(track)
 
 
-def read(study: str, store: Path | None) -> Results:
+def read(study: str, store: str | None) -> Results:
     """Results of a `results.json`, or those that the store has of a study. Raises StudyError for another file."""
     from regraft.errors import StudyError
     from regraft.study.results import Results, read_results
@@ -100,7 +100,7 @@ def compare(
     ] = "name",
     store: StoreFolder = None,
     other_store: Annotated[
-        Path | None, typer.Option("--other-store", help="folder of the store that B is read from; default: --store")
+        str | None, typer.Option("--other-store", help="folder of the store that B is read from; default: --store")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="write a page (.html) or Markdown (.md)")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON on standard output, for programs")] = False,

@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 
 
 StoreFolder = Annotated[
-    Path | None, typer.Option("--store", help="folder of the results store; default: the user's cache folder")
+    str | None,
+    typer.Option(
+        "--store", help="folder of the results store, or a URL such as s3://...; default: the user's cache folder"
+    ),
 ]
 
 
@@ -53,11 +56,11 @@ def show(content: RenderableType) -> None:
     Console(width=None if console.is_terminal else 200).print(content)
 
 
-def open_store(folder: Path | None) -> Store:
-    """The store in `folder`; None: the user's own."""
-    from regraft.study.store import Store, default_store
+def open_store(place: str | None) -> Store:
+    """The store in a folder or behind a URL; None: the user's own."""
+    from regraft.study.store import default_store, store_at
 
-    return Store(folder) if folder else default_store()
+    return store_at(place) if place else default_store()
 
 
 def this_command() -> str:

@@ -78,10 +78,10 @@ def test_a_store_that_has_gone_is_not_begun_anew_in_its_place(tmp_path: Path) ->
 def test_an_artifact_that_was_computed_anew_meanwhile_is_not_set_aside(tmp_path: Path) -> None:
     store = Store(tmp_path)
     artifact = stored(store)
-    store.set_aside(artifact.key, "found damaged, a while ago")
+    store.set_damaged_aside(artifact.key, "found damaged, a while ago")
     assert store.has(artifact.key)
     damage(artifact)
-    store.set_aside(artifact.key, "damaged")
+    store.set_damaged_aside(artifact.key, "damaged")
     assert not store.has(artifact.key)
 
 

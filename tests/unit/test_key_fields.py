@@ -121,6 +121,11 @@ def test_changing_what_determines_a_fit_changes_its_key(of: Plan, name: str) -> 
 def test_names_and_the_limit_of_test_images_change_no_fit(of: Plan) -> None:
     run = of.run("source")
     limited = run.target.model_copy(update={"test_images": 3})
-    for update in ({"row": "source", "recipe_name": "other"}, {"target_name": "other"}, {"source_name": "other"}, {"target": limited}):
+    for update in (
+        {"row": "source", "recipe_name": "other"},
+        {"target_name": "other"},
+        {"source_name": "other"},
+        {"target": limited},
+    ):
         assert of.keys.fit_key(run.model_copy(update=update)) == of.keys.fit_key(run)
     assert of.keys.score(run.model_copy(update={"target": limited}))["test"] == {"images": 3}

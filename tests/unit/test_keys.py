@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from regraft.data import dataset_digest
+from regraft.data import converted, dataset_digest
 from regraft.errors import Diverged, StudyError, WeightsError
 from regraft.spec import Run, Study
 from regraft.study.keys import Keys, NotTrained, cacheable, score_spec
@@ -186,7 +187,7 @@ def test_a_parent_with_remaining_blocks_hands_on_those_that_it_trained(tmp_path:
 def test_a_key_that_depends_on_an_untrained_run_is_not_known_and_says_of_which_row(of: Plan) -> None:
     with pytest.raises(NotTrained, match=r"tuned \[seed 0, fast\] has not been trained") as raised:
         of.keys.fit(of.run("probe", 0))
-    assert raised.value.row == "tuned"
+    assert (raised.value.row, str(raised.value)) == ("tuned", "tuned [seed 0, fast] has not been trained")
     assert NotTrained("x").row == ""
 
 
@@ -271,7 +272,8 @@ def test_weights_of_a_file_bring_their_own_preprocessing_and_are_named_by_their_
         save_file(build(TINY, stem="imagenet", seed=seed, image_size=32).state_dict(), tmp_path / f"{name}.safetensors")
     own = {"image_size": 48, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
     sources: dict[str, Any] = {
-        name: {"network": TINY, "weights": f"file:{tmp_path / name}.safetensors", "preprocessing": own} for name in "abc"
+        name: {"network": TINY, "weights": f"file:{tmp_path / name}.safetensors", "preprocessing": own}
+        for name in "abc"
     }
     sources["sized"] = {**sources["a"], "image_size": 32}
     rows = [{**ROWS[4], "name": name, "source": name, "recipe": "weak"} for name in sources]
@@ -292,6 +294,27 @@ def test_weights_that_are_not_there_are_looked_for_once(tmp_path: Path) -> None:
             ask(of.run("again").source)
         errors.append(raised.value)
     assert errors[0] is errors[1] is errors[2]
+
+
+def test_what_is_not_known_of_a_data_set_is_asked_again_and_what_is_known_is_remembered(
+    of: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REGRAFT_HOME", str(tmp_path))
+    assert not of.keys.info("gtsrb").known
+    entry = {"shape": [2, 64, 64, 3], "sha256": "0"}
+    arrays = {f"{part}_{kind}": entry for part in ("train", "test") for kind in ("images", "labels")}
+    info = {
+        "version": converted.VERSION, "name": "gtsrb", "digest": "d", "origin": "", "unreadable": [],
+        "classes": ["a", "b"], "train_counts": [1, 1], "arrays": arrays,
+    }  # fmt: skip
+    file = tmp_path / "data" / "gtsrb-64" / "info.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(info))
+    assert of.keys.info("gtsrb").classes == ("a", "b")
+    assert of.keys.digest("gtsrb", 64) == "d"
+    file.unlink()
+    assert of.keys.info("gtsrb").known
+    assert of.keys.digest("gtsrb", 64) == "d"
 
 
 # --- selection ------------------------------------------------------------------------------------------------------
@@ -322,7 +345,7 @@ def test_a_recipe_that_diverged_is_out_of_the_choice(of: Plan) -> None:
     of.train(of.run("tuned", 0, "fast"), diverged="the loss is infinite")
     of.train(of.run("tuned", 0, "slow"), 0.1)
     assert of.keys.chosen(("tuned", 0)).recipe_name == "slow"
-    with pytest.raises(Diverged, match="^the loss is infinite$"):
+    with pytest.raises(Diverged, match=r"^the loss is infinite$"):
         of.keys.fitted(of.run("tuned", 0, "fast"))
 
 

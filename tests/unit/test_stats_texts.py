@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 
+import numpy as np
 import pytest
 from scipy import stats
 
@@ -70,6 +71,8 @@ def test_the_usual_level_is_95_percent() -> None:
 def test_whole_numbers_are_scores_like_others() -> None:
     assert t_interval([0, 1]) == pytest.approx(t_interval([0.0, 1.0]))
     assert all(isinstance(bound, float) for bound in t_interval([0, 1]))
+    single = np.array([0.1, 0.2, 0.4], np.float32)
+    assert t_interval(single) == t_interval(single.tolist()), "computed in double precision"  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("correct", "n"), [(0, 1), (1, 1), (1, 2), (0, 7), (7, 7), (3, 7)])
@@ -79,6 +82,18 @@ def test_wilsons_interval_lies_within_0_and_1_and_touches_them_only_at_the_ends(
     assert (high == 1.0) == (correct == n)
     expected = stats.binomtest(correct, n).proportion_ci(0.95, method="wilson")
     assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_with_none_or_all_correct_a_bound_is_exactly_0_or_1() -> None:
+    assert all(wilson_interval(0, n)[0] == 0.0 and wilson_interval(n, n)[1] == 1.0 for n in range(1, 200))
+
+
+def test_seeds_are_added_up_in_their_order_however_they_are_given() -> None:
+    """To the bit: 0.1 + 0.2 + 0.3 is not 0.3 + 0.1 + 0.2."""
+    gaps = {8: 0.3, 1: 0.1, 2: 0.2}
+    found = [paired_difference({seed: gaps[seed] for seed in order}, dict.fromkeys(order, 0.0))
+             for order in ((1, 2, 8), (8, 1, 2))]  # fmt: skip
+    assert found[0].mean == found[1].mean == (0.1 + 0.2 + 0.3) / 3
 
 
 @pytest.mark.parametrize(("correct", "n"), [(-1, 5), (6, 5), (0, 0), (1, 0)])

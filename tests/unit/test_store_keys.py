@@ -119,7 +119,7 @@ def test_a_record_without_the_digest_of_the_tensors_is_noticed_when_all_is_verif
     del record["sha256"]["data.safetensors"]
     (store.path(key) / "record.json").write_text(sealed(record))
     assert store.read(key).record == record
-    with pytest.raises(ArtifactDamaged, match="data.safetensors"):
+    with pytest.raises(ArtifactDamaged, match=r"data\.safetensors"):
         store.verify(key)
 
 
@@ -168,11 +168,11 @@ def test_a_prefix_names_one_artifact_or_is_refused_with_the_count(tmp_path: Path
 def test_a_group_has_the_artifacts_linked_to_it_that_are_there(tmp_path: Path) -> None:
     store = Store(tmp_path)
     assert store.linked("g") == []
-    keys = [stored(tmp_path, x)[1] for x in range(3)]
-    for key in (*keys[:2], "0" * 64, keys[0]):
+    keys = [stored(tmp_path, x)[1] for x in range(12)]
+    for key in (*keys[:-1], "0" * 64, keys[0]):
         store.link("g", key)
-    store.link("other", keys[2])
-    assert store.linked("g") == sorted(keys[:2])
-    assert store.linked("other") == keys[2:]
+    store.link("other", keys[-1])
+    assert store.linked("g") == sorted(keys[:-1])
+    assert store.linked("other") == keys[-1:]
     assert store.linked("none") == []
     assert (tmp_path / "groups" / "g" / keys[0]).is_file()

@@ -46,6 +46,7 @@ def test_the_usual_norms_stay_in_a_frozen_trunk_and_learn_in_another(frozen: boo
 
 def test_a_frozen_trunk_stays_still_whatever_is_called_on_it() -> None:
     trunk = Trunk(body(), frozen=True)
+    assert not any(module.training for module in trunk.modules()), "from the beginning"
     before = trunk.state_hash()
     for call in (trunk.train, lambda: trunk.train(True), trunk.eval, lambda: nn.Sequential(trunk).train()):
         call()
@@ -55,6 +56,18 @@ def test_a_frozen_trunk_stays_still_whatever_is_called_on_it() -> None:
     assert not any(parameter.requires_grad for parameter in trunk.parameters())
     assert trunk.state_hash() == before
     assert torch.equal(trunk(images()), body().eval()(images()))
+    assert not trunk(images().requires_grad_()).requires_grad, "not even of the images"
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_the_hash_is_of_parameters_and_buffers(frozen: bool) -> None:
+    hashes = []
+    for name in (None, "0.weight", "1.bias", "1.running_mean", "1.num_batches_tracked"):
+        trunk = Trunk(body(), frozen)
+        if name is not None:
+            trunk.body.state_dict()[name].add_(1)
+        hashes.append(trunk.state_hash())
+    assert len(set(hashes)) == len(hashes)
 
 
 def test_a_frozen_trunk_is_not_made_trainable_and_another_can_be_held_still() -> None:

@@ -51,7 +51,7 @@ def predictor_of(
     chosen_study = known.study if known is not None else study
     assert isinstance(chosen_study, Study)
     store = store or (known.store if known is not None else None) or default_store()
-    setting = Setting(str(store.root), tuple(plan(chosen_study)), device, torch.get_num_threads(), offline)
+    setting = Setting(store.location, tuple(plan(chosen_study)), device, torch.get_num_threads(), offline)
     bench = Bench(setting)
     cell = _best_cell(read_results(chosen_study, store, keys=bench.keys), row, seed)
     run = bench.keys.final((cell.row, cell.seed))

@@ -169,7 +169,7 @@ class _Drawing(threading.Thread):
 
     def __init__(self, view: LiveView, study: Study, store: Store, command: str) -> None:
         super().__init__(daemon=True, name="live report")
-        content = {"study": study.model_dump(mode="json", exclude_defaults=True), "store": str(store.root)}
+        content = {"study": study.model_dump(mode="json", exclude_defaults=True), "store": store.location}
         self.view, self.task = view, json.dumps({**content, "command": command}).encode() + b"\n"
         self.over = threading.Event()
         self.process: subprocess.Popen[bytes] | None = None

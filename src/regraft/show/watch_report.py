@@ -22,7 +22,7 @@ from regraft.spec import Run, Study
 from regraft.study.keys import Keys
 from regraft.study.plan import plan
 from regraft.study.results import Results, read_results
-from regraft.study.store import Store
+from regraft.study.store import Store, store_at
 
 NICENESS = 15  # training comes first
 
@@ -74,7 +74,7 @@ def main() -> None:
     with os.fdopen(os.dup(1), "wb") as answers:
         os.dup2(2, 1)
         given = json.loads(sys.stdin.readline())
-        study, store = Study.from_dict(given["study"]), Store(given["store"])
+        study, store = Study.from_dict(given["study"]), store_at(given["store"])
         for _ in sys.stdin:
             rows, page = drawn(study, store, given["command"])
             answers.write(json.dumps({"rows": rows, "bytes": len(page)}).encode() + b"\n" + page)

@@ -143,7 +143,7 @@ def audit(
     from regraft.study.audit_search import Search
     from regraft.study.bench import Bench, Setting
 
-    bench = Bench(Setting(str(store.root), tuple(plan(study)), "cpu", threads, offline))
+    bench = Bench(Setting(store.location, tuple(plan(study)), "cpu", threads, offline))
     question = Question(bench.keys)
     search = Search(question, bench)
     if search.unavailable:

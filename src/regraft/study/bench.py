@@ -22,7 +22,7 @@ from regraft.learn.precision import choose_precision
 from regraft.networks import CutPoint, NetworkSpec, build, cuts_below, resolve_cut
 from regraft.spec import Run, Target
 from regraft.study.keys import Keys
-from regraft.study.store import Store
+from regraft.study.store import store_at
 from regraft.study.tables import FeatureTable
 
 T = TypeVar("T")
@@ -63,7 +63,7 @@ class Bench:
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
-        self.store = Store(setting.store)
+        self.store = store_at(setting.store)
         self.offline = setting.offline
         self.backend = setting.backend
         self.keys = Keys(setting.runs, self.store, offline=setting.offline)

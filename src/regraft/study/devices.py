@@ -46,7 +46,7 @@ class Member:
     size: int
     folder: Path  # where they meet, and where the first leaves the result
     scratch: Path  # of the run
-    aside: Path | None  # for damaged checkpoints
+    store: Path | None  # for damaged checkpoints
 
 
 def devices_for(run: Run, images: int, wanted: int) -> int:
@@ -66,7 +66,7 @@ def train_on_devices(run: Run, bench: Bench, scratch: Scratch, advance: Advance,
         context = multiprocessing.get_context("spawn")  # fork and threads (torch's) do not go together
         pipes = [context.Pipe(duplex=False) for _ in range(size)]
         members = [
-            Member(_own(bench, size), run, train, rank, size, Path(place), scratch.folder, scratch.aside)
+            Member(_own(bench, size), run, train, rank, size, Path(place), scratch.folder, scratch.store)
             for rank in range(size)
         ]
         workers = [
@@ -154,7 +154,7 @@ def _work(member: Member, writer: Connection) -> None:
 
 def _trained(member: Member, writer: Connection) -> float:
     """Train with the others; the first leaves the payload. Returns the seconds of earlier attempts."""
-    bench, scratch = Bench(member.setting), Scratch(member.scratch, aside=member.aside)
+    bench, scratch = Bench(member.setting), Scratch(member.scratch, store=member.store)
     first = member.rank == 0
     last = 0.0
 

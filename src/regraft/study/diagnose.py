@@ -20,7 +20,7 @@ from regraft.study.keys import Keys
 from regraft.study.norm_fit import NO_FITS, Fits, Misfit, Other, is_norm, norm_fits
 from regraft.study.plan import plan
 from regraft.study.results import Cell, Results
-from regraft.study.store import Artifact, Store
+from regraft.study.store import Artifact, Store, store_at
 
 if TYPE_CHECKING:  # torch is imported when there is a fit to look into
     from torch import Tensor, nn
@@ -80,7 +80,7 @@ def gather(results: Results, cells: Iterable[Cell], store: Store) -> dict[tuple[
         try:
             run = keys.final((cell.row, cell.seed))
             if keys.fit_key(run) == cell.key:
-                found[cell.row, cell.seed] = _evidence(str(store.root), runs, run)
+                found[cell.row, cell.seed] = _evidence(store.location, runs, run)
         except RegraftError:  # data or weights have gone since: the alarm is raised without this cell's evidence
             continue
     return found
@@ -88,7 +88,7 @@ def gather(results: Results, cells: Iterable[Cell], store: Store) -> dict[tuple[
 
 @lru_cache(maxsize=256)  # table, answer and report each ask
 def _evidence(root: str, runs: tuple[Run, ...], run: Run) -> Evidence:
-    store = Store(root)
+    store = store_at(root)
     keys = Keys(runs, store, offline=True)
     fitted = keys.fitted(run)
     source = keys.root(run).source

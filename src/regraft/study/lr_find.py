@@ -41,7 +41,7 @@ def find_learning_rate(
     check(runs, Keys(runs, store, offline=True))
     run = _chosen(runs, row, recipe)
     _check_finds(run)
-    bench = Bench(Setting(str(store.root), tuple(runs), device, None, offline))
+    bench = Bench(Setting(store.location, tuple(runs), device, None, offline))
     obtain_data(run, bench, advance, True)
     try:
         model = grafted(run, bench)

@@ -29,7 +29,9 @@ def prune(store: Store, studies: Sequence[Study], dry_run: bool) -> list[tuple[s
     abandoned. Returns (key or file name, bytes, reason) of each; removes nothing if `dry_run`.
 
     Empty lock files, and index entries of artifacts that are gone, go with them and are not listed.
-    Raises StoreError, before anything is removed, if it cannot be told what a study needs."""
+    Raises StoreError, before anything is removed, if it cannot be told what a study needs, or the store is no folder's.
+    """
+    store.in_a_folder()
     keep: set[str] = set().union(*(_kept(study, store) for study in studies))
     doomed = [*_leftovers(store), *_checkpoints(store, keep, any_study=bool(studies))]
     if studies:

@@ -389,9 +389,9 @@ def _bench(job: list[Any], name: str, device: str) -> Bench:
         where = f"the Ray node {ray.util.get_node_ip_address()}"
         if version("regraft") != told.version:
             raise RunError(f"{where} has regraft {version('regraft')}, the driver {told.version}; install the same")
-        if not Path(told.mark).exists():
+        if "://" not in told.setting.store and not Path(told.mark).exists():
             raise StoreError(
-                f"{where} does not see the store {told.setting.store}; name a folder with --store that all nodes share"
+                f"{where} does not see the store {told.setting.store}; name a folder that all nodes share, or a URL"
             )
         if told.debug:
             os.environ["REGRAFT_DEBUG"] = told.debug

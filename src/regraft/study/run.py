@@ -54,7 +54,7 @@ def run_study(
         raise StudyError(f"devices: {devices} for one training, and several steps at once; use the serial executor")
     bench = Bench(
         Setting(
-            str(store.root), tuple(runs), device, threads or executor.threads(), offline, backend, mechanism, precision,
+            store.location, tuple(runs), device, threads or executor.threads(), offline, backend, mechanism, precision,
             devices, feature_bytes,
         )
     )  # fmt: skip

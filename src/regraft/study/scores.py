@@ -66,7 +66,7 @@ def scores_table(
         from regraft.study.bench import Bench, Setting
         from regraft.study.scoring import obtain_scores
 
-        bench = Bench(Setting(str(store.root), tuple(runs), device, threads, offline))
+        bench = Bench(Setting(store.location, tuple(runs), device, threads, offline))
         obtain_scores(list(asked.values()), bench, images=images, answers=answers)
         keys = bench.keys
     found = {cell: _read(keys, run, images, answers) for cell, run in asked.items()}

@@ -50,7 +50,7 @@ def similarity(
 
     images: training images of `row`, at most. Both networks see them as `row`'s weights expect.
     Raises UnknownName for a row, StudyError if the rows' images differ in size, NotTrained."""
-    bench = Bench(Setting(str((store or default_store()).root), tuple(plan(study)), device, threads, offline))
+    bench = Bench(Setting((store or default_store()).location, tuple(plan(study)), device, threads, offline))
     run = _final(bench, row, seed)
     second = run
     if other is not None:

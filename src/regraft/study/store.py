@@ -82,6 +82,20 @@ class Store:
         self.root = Path(root).absolute()
         self._seen = False  # whether this process has had its folders in hand
 
+    @property
+    def location(self) -> str:
+        """What `store_at` opens it by again, in another process."""
+        return str(self.root)
+
+    def in_a_folder(self) -> Path:
+        """Its folder, for what looks at every file. Raises StoreError for one behind a URL."""
+        if self.location != str(self.root):
+            raise StoreError(
+                f"{self.location}: only a store in a folder can be tidied or read through; of this one {self.root} is "
+                "the local copy, which --store can name and which may be removed at any time"
+            )
+        return self.root
+
     def cached(
         self,
         spec: Mapping[str, Any],
@@ -122,7 +136,7 @@ class Store:
         try:
             return artifact.tensors()
         except ArtifactDamaged as error:
-            self.set_aside(artifact.key, str(error))
+            self.set_damaged_aside(artifact.key, str(error))
             raise ArtifactDamaged(
                 f"{error}. The artifact has been set aside in {self.root / 'damaged'}; run again to compute it anew."
             ) from None
@@ -134,7 +148,7 @@ class Store:
         except UnknownName:
             return None
         except ArtifactDamaged as error:
-            self.set_aside(key, str(error))
+            self.set_damaged_aside(key, str(error))
             return None
 
     def has(self, key: str) -> bool:
@@ -178,16 +192,21 @@ class Store:
         raise UnknownName(f"{what} with {prefix!r}; give the key, or more of it")
 
     def set_aside(self, key: str, why: str) -> None:
-        """Move a damaged artifact out of the way, keeping it for inspection."""
+        """Move an artifact out of the way, keeping it for inspection."""
         target = self.root / "damaged" / f"{key}.{secrets.token_hex(4)}"
-        with self.locked(f"aside-{key}"), self.writing():
-            with contextlib.suppress(UnknownName, ArtifactDamaged):
-                self.verify(key)
-                return  # another process was first, and has computed it anew
+        with self.writing():
             target.parent.mkdir(exist_ok=True)
             with contextlib.suppress(FileNotFoundError):  # gone meanwhile
                 self.path(key).rename(target)
                 (target / "why.txt").write_text(why + "\n", "utf-8")
+
+    def set_damaged_aside(self, key: str, why: str) -> None:
+        """The same, unless another process was first and has computed it anew."""
+        with self.locked(f"aside-{key}"):
+            try:
+                self.verify(key)
+            except (UnknownName, ArtifactDamaged):
+                self.set_aside(key, why)
 
     # A set of artifacts that belong together (the shards of one feature table), found without reading them all.
     def link(self, group: str, key: str) -> None:
@@ -247,6 +266,17 @@ class Store:
                     "back and run again; what was finished there is kept."
                 )
             yield
+
+
+def store_at(location: str | Path) -> Store:
+    """The store in a folder, or behind a URL (`regraft.study.remote`).
+
+    Raises StoreError for a URL of no known kind."""
+    if "://" not in str(location):
+        return Store(location)
+    from regraft.study.remote import RemoteStore
+
+    return RemoteStore(str(location))
 
 
 def default_store() -> Store:

@@ -60,7 +60,7 @@ def verify_store(
     it cannot be written while something is to be repaired."""
     began = time.perf_counter()
     with reading(store.root):
-        if not (store.root / "objects").is_dir():
+        if not (store.in_a_folder() / "objects").is_dir():
             raise StoreError(f"{store.root} holds no store (it has no folder objects); name one with --store")
         chosen = [key for key in store.keys() if keys is None or key in keys]
         sizes = {key: _size(store.path(key)) for key in chosen}
@@ -124,7 +124,7 @@ def _beside(store: Store, *, whole: bool) -> Iterator[Finding]:
 def _repair(store: Store, finding: Finding) -> None:
     path = store.root / finding.path
     if finding.kind == "damaged" and path.parent.parent.name == "objects":
-        store.set_aside(path.name, finding.why)
+        store.set_damaged_aside(path.name, finding.why)
     elif finding.kind in ("damaged", "dangling"):
         with store.writing():
             path.unlink(missing_ok=True)

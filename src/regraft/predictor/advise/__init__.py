@@ -39,7 +39,7 @@ from regraft.predictor.advise.sources import WAYS, random_trunk, trunks
 from regraft.predictor.advise.stage import Staged, stage
 from regraft.predictor.advise.thumbnails import thumbnails
 from regraft.predictor.advise.tune import tune
-from regraft.study.store import Store, default_store
+from regraft.study.store import Store, default_store, store_at
 
 SEEDS = (0, 1, 2, 3, 4)
 PROPOSED = 20  # pictures of `unlabelled`
@@ -85,7 +85,7 @@ def advise(
     looked = look(root, compared=comparable(minutes, MOST_COMPARED))
     clock.minutes = minutes or usual_minutes(len(looked.pictures))
     staged = stage(looked)
-    shelf = store if isinstance(store, Store) else Store(store) if store else default_store()
+    shelf = store if isinstance(store, Store) else store_at(store) if store else default_store()
     place = Place(shelf, staged.data, tuple(seeds), device, offline)
     found = _measured(looked, place, networks, weights or {}, clock)
     counts = np.bincount([picture.label for picture in looked.of("train")])

@@ -102,7 +102,7 @@ class Place:
     def bench(self, study: Study) -> tuple[list[Run], Bench]:
         """The runs of a study, and a worker's place for them."""
         runs = plan(study)
-        return runs, Bench(Setting(str(self.store.root), tuple(runs), self.device, None, self.offline, "fused"))
+        return runs, Bench(Setting(self.store.location, tuple(runs), self.device, None, self.offline, "fused"))
 
 
 def explore(trunks: Sequence[Trunk], place: Place, clock: Clock) -> Explored:
