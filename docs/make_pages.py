@@ -36,7 +36,11 @@ OUTPUTS = DOCS / "outputs.json"
 PACKAGES = ("torch", "numpy", "scikit-learn")
 # What a record without a study of its own shows, by the start of its rows' names
 FEW_IMAGES = ("6 ", "7 ")
-FIGURES = [("cuts.svg", "cifar-cpu-cuts", "cuts")]  # (file, study, figure)
+FIGURES = [  # (file, study, figure)
+    ("cuts.svg", "cifar-cpu-cuts", "cuts"),
+    ("arms.svg", "yosinski-cpu", "cuts"),
+    ("transfer.svg", "yosinski-cpu", "transfer"),
+]
 PAIR = ("random, fine-tuned, 20 per class", "trained on 0-4, fine-tuned, 20 per class")
 
 

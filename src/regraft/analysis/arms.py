@@ -28,6 +28,7 @@ class Lost:
     co_adaptation: Difference  # base - B n B
     specificity: Difference  # B n B - A n B
     recovered: Difference | None  # A n B+ - base: what fine-tuning the blocks of A is worth in the end
+    each: tuple[Scores, Scores]  # of co-adaptation and specificity, by seed
 
 
 def lost_by_cut(results: Results) -> list[Lost]:
@@ -55,6 +56,7 @@ def lost_by_cut(results: Results) -> list[Lost]:
                     target, other, cut, _depth(results, cut), summarise(list(base.values())),
                     paired_difference(base, own), paired_difference(own, theirs),
                     paired_difference(tuned, base) if len(tuned.keys() & base.keys()) > 1 else None,
+                    (_less(base, own), _less(own, theirs)),
                 )  # fmt: skip
             except TooFewSeeds:
                 continue
@@ -72,6 +74,11 @@ def _arms(results: Results, scores: dict[str, Scores]) -> dict[tuple[str, str, s
         for row in results.study.all_rows()
         if row.head.kind == "rest" and row.name in first
     }
+
+
+def _less(a: Scores, b: Scores) -> Scores:
+    """a - b of the seeds that both have."""
+    return {seed: a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())}
 
 
 def _depth(results: Results, cut: str) -> float | None:

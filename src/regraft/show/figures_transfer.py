@@ -24,26 +24,33 @@ def lost_by_cut(results: Results) -> Chart | None:
     for lost in arms.lost_by_cut(results):
         depths[printable(lost.cut)] = lost.depth or 0.0
         panel = f"{printable(lost.other, 60)} to {printable(lost.target, 60)}"
-        for kind, difference in zip(kinds, (lost.co_adaptation, lost.specificity), strict=True):
+        for kind, difference, each in zip(kinds, (lost.co_adaptation, lost.specificity), lost.each, strict=True):
             low, high = 100 * difference.low, 100 * difference.high
             known = {"mean": 100 * difference.mean, "low": low, "high": high, "text": difference.text()}
-            entries.append({"panel": panel, "group": kind, "x": printable(lost.cut), **known})
+            place = {"panel": panel, "group": kind, "x": printable(lost.cut)}
+            entries.append({**place, **known})
+            entries += [
+                {**place, "one": 100 * value, "text": f"{100 * value:+.1f} points (seed {seed})"}
+                for seed, value in each.items()
+            ]
     if not entries:
         return None
     order = sorted(depths, key=lambda cut: (depths[cut], natural(cut)))
     x = alt.X("x:N", sort=order, axis=alt.Axis(title="cut: last block that is kept", labelAngle=-35))
     look = line_look(list(kinds), "accuracy lost to")
     offset = alt.XOffset("group:N", sort=list(kinds))
-    base = chart_of(entries).encode(x=x, xOffset=offset, color=look["color"])
-    points = base.mark_point(filled=True, size=70, opacity=1).encode(
+    tooltip = ["panel:N", "group:N", alt.Tooltip("text:N", title="paired difference")]
+    base = chart_of(entries).encode(x=x, xOffset=offset, color=look["color"], tooltip=tooltip)
+    means = base.transform_filter("isValid(datum.mean)")
+    seeds = base.transform_filter("isValid(datum.one)").mark_point(filled=True, size=16, opacity=0.85)
+    points = means.mark_point(filled=False, size=90, strokeWidth=1.8, opacity=1).encode(
         y=alt.Y("mean:Q", axis=percent_axis("accuracy lost (points)")), shape=alt.Shape("group:N", legend=None),
-        tooltip=["panel:N", "group:N", alt.Tooltip("text:N", title="paired difference")],
     )  # fmt: skip
-    bars = base.mark_rule(strokeWidth=2).encode(y="low:Q", y2="high:Q")
+    bars = means.mark_rule(strokeWidth=2).encode(y="low:Q", y2="high:Q")
     title = "What a cut costs: co-adaptation and specificity"
-    text = f"{title}: paired differences over seeds with 95 % t-intervals, for each cut."
+    text = f"{title}: paired differences of every seed, their mean and its 95 % t-interval, for each cut."
     chart: Chart = (
-        alt.layer(bars, points)
+        alt.layer(bars, points, seeds.encode(y="one:Q"))
         .properties(width=WIDTH, height=260)
         .facet(row=alt.Row("panel:N", title=None))
         .properties(title=title, description=text)
