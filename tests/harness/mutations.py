@@ -35,6 +35,7 @@ class Mutant:
     after: str
     which: int  # of equal ones in the function, from 1
     line: int
+    inside: bool  # it is in a function's body: run when that is called, not when the module is imported
     source: str  # of the whole module, changed
 
     @property
@@ -48,7 +49,7 @@ def mutants(source: str, functions: tuple[str, ...] = ()) -> list[Mutant]:
     tree = ast.parse(source)
     made: list[Mutant] = []
     met = Counter[tuple[str, str, str]]()
-    for function, holder, index, node in list(_places(tree)):
+    for function, holder, index, node, inside in list(_places(tree)):
         if functions and not any(function == name or function.startswith(f"{name}.") for name in functions):
             continue
         for kind, changed in _changes(node):
@@ -58,7 +59,7 @@ def mutants(source: str, functions: tuple[str, ...] = ()) -> list[Mutant]:
             met[function, before, after] += 1
             which, line = met[function, before, after], getattr(node, "lineno", 0)
             _put(holder, index, changed)
-            made.append(Mutant(function, kind, before, after, which, line, _text(tree)))
+            made.append(Mutant(function, kind, before, after, which, line, inside, _text(tree)))
             _put(holder, index, node)
     return made
 
@@ -74,12 +75,16 @@ def _put(holder: Holder, index: int | None, node: ast.AST) -> None:
         getattr(parent, name)[index] = node
 
 
-def _places(node: ast.AST, function: str = "") -> Iterator[tuple[str, Holder, int | None, ast.AST]]:
-    """(function, parent and field, index there, node) of every node that may be changed."""
+Place = tuple[str, Holder, int | None, ast.AST, bool]
+
+
+def _places(node: ast.AST, function: str = "", inside: bool = False) -> Iterator[Place]:
+    """(function, parent and field, index there, node, inside a body) of every node that may be changed."""
     for name, value in ast.iter_fields(node):
         if name in ("annotation", "returns", "decorator_list", "type_params", "type_ignores", "bases", "ctx"):
             continue
         many = isinstance(value, list)
+        called = inside or (isinstance(node, ast.FunctionDef) and name == "body")
         for index, child in enumerate(value if many else [value]):
             if not isinstance(child, ast.AST) or _is_docstring(node, name, index, child) or _is_typing(child):
                 continue
@@ -88,9 +93,9 @@ def _places(node: ast.AST, function: str = "") -> Iterator[tuple[str, Holder, in
             own = function
             if isinstance(child, ast.FunctionDef | ast.ClassDef):
                 own = f"{function}.{child.name}".lstrip(".")
-            yield own, (node, name), index if many else None, child
+            yield own, (node, name), index if many else None, child, called
             if not isinstance(child, SKIPPED):
-                yield from _places(child, own)
+                yield from _places(child, own, called)
 
 
 def _is_docstring(parent: ast.AST, name: str, index: int, child: ast.AST) -> bool:
@@ -140,8 +145,9 @@ def _changes(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
         yield "return", ast.Return(ast.Constant(None))
     elif isinstance(node, ast.Raise | ast.AugAssign | ast.Delete | ast.Continue | ast.Break):
         yield "deleted", ast.Pass()
-    elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
-        yield "deleted", ast.Pass()
+    elif isinstance(node, ast.Expr):
+        if isinstance(node.value, ast.Call):
+            yield "deleted", ast.Pass()
     elif isinstance(node, ast.Call):
         yield from _calls(node)
     elif isinstance(node, ast.Slice):

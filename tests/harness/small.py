@@ -14,7 +14,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -282,8 +282,10 @@ def torn(store: Path) -> list[str]:
     return found
 
 
-def differences(place: Place, whole: Place) -> list[str]:
-    """In what the results of two runs differ: tables, and every artifact but for what it took to make it."""
+def differences(place: Place, whole: Place, *, without: Collection[str] = ()) -> list[str]:
+    """In what the results of two runs differ: tables, and every artifact but for what it took to make it.
+
+    without: keys that need not be there."""
     from regraft.study.store import FILES, Store
 
     found = [
@@ -295,9 +297,9 @@ def differences(place: Place, whole: Place) -> list[str]:
     if not (place.out / "report.html").read_text().rstrip().endswith("</html>"):
         found.append("the report is not whole")
     ours, theirs = Store(place.store), Store(whole.store)
-    if ours.keys() != theirs.keys():
-        return [*found, f"keys differ: {sorted(set(ours.keys()) ^ set(theirs.keys()))}"]
-    for key in ours.keys():
+    mine, other = set(ours.keys()), set(theirs.keys())
+    found += [f"{key} is in one store only" for key in sorted((mine ^ other) - set(without))]
+    for key in sorted(mine & other):
         for name in FILES:
             if (ours.path(key) / name).read_bytes() != (theirs.path(key) / name).read_bytes():
                 found.append(f"{ours.read(key).spec['stage']} {key}: {name} differs")

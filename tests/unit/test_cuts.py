@@ -167,6 +167,8 @@ def test_a_cut_is_found_by_its_name_or_its_stages_and_messages_call_the_network_
     for name, called in (("", "Small"), ("mine", "mine")):
         with pytest.raises(UnknownCut, match=f"^{called} has no cut 'third'.*regraft cuts {called}"):
             find_cut(network, "third", SIDE, name=name)
+    with pytest.raises(UnknownCut, match=r"^Small has no cut 'third'"):
+        find_cut(network, "third", SIDE)
     for part in (body_of, tail_of, cut):
         with pytest.raises(UnknownCut, match=r"^Small has no cut 'third'"):
             part(network, "third")

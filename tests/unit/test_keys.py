@@ -200,6 +200,23 @@ def test_a_head_is_drawn_by_how_many_trainings_its_trunk_has_behind_it(of: Plan)
     assert "generation" not in of.keys.fit(of.run("probe", 0))
 
 
+@pytest.mark.parametrize("kind", ["prototype", "knn"])
+def test_a_head_that_is_read_off_its_images_is_not_drawn(tmp_path: Path, kind: str) -> None:
+    near = {"name": "near", "source": "trained", "method": "frozen", "target": "few", "head": kind}
+    of = Plan(tmp_path, study_of([ROWS[0], near], sources={**SOURCES, "trained": {"run": "source"}}))
+    found = of.keys.fit(of.run("near"))
+    assert "generation" not in found
+    assert found["recipe"] == {"optimizer": "none"}
+    assert found["trunk"] == {"fit": of.keys.fit_key(of.run("source"))}
+
+
+def test_episodes_are_told_whole(tmp_path: Path) -> None:
+    shots = {"ways": 2, "shots": 3, "queries": 4, "count": 50}
+    row = {"name": "few", "source": "random", "method": "frozen", "target": "first", "head": "prototype"}
+    of = Plan(tmp_path, study_of([row], targets={"first": {"data": "digits", "episodes": shots}}))
+    assert of.keys.fit(of.run("few"))["data"]["episodes"] == shots
+
+
 def test_a_head_handed_on_is_named_by_the_fit_that_it_comes_from(tmp_path: Path) -> None:
     handed = {"kind": "linear", "start": "source"}
     tuned = {**ROWS[1], "seeds": [4]}

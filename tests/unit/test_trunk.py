@@ -34,8 +34,8 @@ def test_norms_learn_or_follow_the_images_as_said(norms: Norms) -> None:
     assert norm.weight.requires_grad == norm.bias.requires_grad == affine
     after = trunk.body.state_dict()
     assert torch.equal(after["1.running_mean"], before["1.running_mean"]) is not statistics
-    assert trunk.body[0].weight.grad is not None  # type: ignore[index, union-attr]
-    assert trunk.body[3].training, "what is no norm follows train()"  # type: ignore[index, union-attr]
+    assert trunk.body[0].weight.grad is not None  # type: ignore[index]
+    assert trunk.body[3].training, "what is no norm follows train()"  # type: ignore[index]
     assert not any(module.training for module in trunk.eval().body.modules())
 
 
@@ -91,10 +91,10 @@ def test_statistics_that_follow_the_images_move_in_a_frozen_trunk_that_is_asked_
     assert not trunk(images()).requires_grad
     assert not torch.equal(trunk.norm_layers[0].running_mean, kept)  # type: ignore[arg-type]
     assert trunk.state_hash() == hashed, "the hash is of parameters alone, since the statistics are meant to move"
-    assert not trunk.body[3].training  # type: ignore[index, union-attr]
+    assert not trunk.body[3].training  # type: ignore[index]
     assert not any(module.training for module in trunk.eval().modules())
     with torch.no_grad():
-        trunk.body[0].bias.add_(1)  # type: ignore[index, union-attr, operator]
+        trunk.body[0].bias.add_(1)  # type: ignore[index]
     assert trunk.state_hash() != hashed
 
 

@@ -39,7 +39,7 @@ def lost_by_cut(results: Results) -> Chart | None:
     x = alt.X("x:N", sort=order, axis=alt.Axis(title="cut: last block that is kept", labelAngle=-35))
     look = line_look(list(kinds), "accuracy lost to")
     offset = alt.XOffset("group:N", sort=list(kinds))
-    tooltip = ["panel:N", "group:N", alt.Tooltip("text:N", title="paired difference")]
+    tooltip = [alt.Tooltip("panel:N"), alt.Tooltip("group:N"), alt.Tooltip("text:N", title="paired difference")]
     base = chart_of(entries).encode(x=x, xOffset=offset, color=look["color"], tooltip=tooltip)
     means = base.transform_filter("isValid(datum.mean)")
     seeds = base.transform_filter("isValid(datum.one)").mark_point(filled=True, size=16, opacity=0.85)
