@@ -7,6 +7,7 @@ ASKED_BEFORE = "`facts` of the same source comes first, and has fetched the weig
 
 WHOLE_NUMBERS = "whole numbers are written alike in both modes"
 SHORTCUT = "a shortcut: the longer way finds the same"
+REMEMBERED = "what is remembered is worked out again: the same, later"
 NEVER_EMPTY = "np.split gives at least one part, so there is no empty list of parts"
 INTERVAL = "self.low is not None and self.high is not None"
 BOTH = "an interval has both ends or none"
@@ -35,6 +36,8 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "json.dumps(spec, sort_keys=True, separators=(',', ':'), allow_nan=False)": DEFAULT,
     },
     "study/keys.py": {
+        "Keys.chosen: '' -> 'X'": "written over before it is told: where nothing is chosen, something diverged",
+        "Keys.fit_key: if run not in self._fit_keys: -> if True:": REMEMBERED,
         "Keys.fit: target.episodes.model_dump(mode='json') -> target.episodes.model_dump()": WHOLE_NUMBERS,
         "Keys.fit: 'json' -> 'jsonX' (2)": WHOLE_NUMBERS,
         "Keys.weights: obtain_weights(source, offline=self.offline) -> obtain_weights(source)": ASKED_BEFORE,

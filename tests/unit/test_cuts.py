@@ -190,6 +190,15 @@ def test_a_described_network_is_cut_by_the_same_names() -> None:
         resolve_cut(TINY, "layer9", 32)
 
 
+def test_a_network_with_another_stem_has_the_cuts_of_that_stem() -> None:
+    assert resolve_cut("resnet18", "maxpool", 32).name == "maxpool"
+    assert resolve_cut("resnet18", "layer1", 32, stem="cifar").flops > resolve_cut("resnet18", "layer1", 32).flops
+    with pytest.raises(UnknownCut) as raised:
+        resolve_cut("resnet18", "maxpool", 32, stem="cifar")
+    assert "not one tensor" not in str(raised.value)
+    assert cuts_below("resnet18", "layer1.0", 32, stem="cifar") == ["relu", "layer1.0"]
+
+
 class Split(nn.Module):
     """A block whose output is two tensors."""
 
