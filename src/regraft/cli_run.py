@@ -60,6 +60,14 @@ class Wishes:
 
 def execute(study: Study, store: Store, wishes: Wishes) -> int:
     """Run `study`, write its files, print the outcome; returns the exit code."""
+    try:
+        return _executed(study, store, wishes)
+    except KeyboardInterrupt:
+        typer.echo(f"\nStopped; what is finished is kept. Go on with: {this_command()}", err=True)
+        return INTERRUPTED
+
+
+def _executed(study: Study, store: Store, wishes: Wishes) -> int:
     fresh = make_folder(wishes.out)  # before hours of work, not after
     with _live_page(study, store, wishes) as page:
         try:
@@ -71,8 +79,7 @@ def execute(study: Study, store: Store, wishes: Wishes) -> int:
             raise
         except KeyboardInterrupt:
             if not limit.reached.is_set():
-                typer.echo(f"\nStopped; what is finished is kept. Go on with: {this_command()}", err=True)
-                return INTERRUPTED
+                raise
             results = read_results(study, store)
         if not results.missing:
             _audit_if_small(study, store)

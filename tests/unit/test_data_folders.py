@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from regraft.data import dataset_digest, dataset_info, load_dataset, verify_dataset
+from regraft.data import dataset_digest, dataset_info, folders, load_dataset, verify_dataset
 from regraft.data.folders import list_folder
 from regraft.errors import DataDamaged, DataUnavailable, StudyError, TooFewImages
 
@@ -272,9 +272,12 @@ def test_settled_files_are_not_read_again(colours: Path, home: Path, monkeypatch
     digest = dataset_digest(f"folder:{colours}", 8, home)
     assert dataset_digest(f"folder:{colours}", 8, home) == digest
     index = next((home / "data" / "folder-index").iterdir())
-    entries = json.loads(index.read_text())
-    entries["red/1.png"][3] = "another"
-    index.write_text(json.dumps(entries))
+    kept = json.loads(index.read_text())
+    kept["files"]["red/1.png"][3] = "another"
+    index.write_text(json.dumps(kept))
+    assert dataset_digest(f"folder:{colours}", 8, home) == digest  # a damaged index is not believed
+    kept["sha256"] = folders._index_digest(kept["files"])
+    index.write_text(json.dumps(kept))
     assert dataset_digest(f"folder:{colours}", 8, home) != digest  # what the index says was taken
 
 

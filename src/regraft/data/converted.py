@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import mmap
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from regraft.data.formats import Content
+from regraft.data.home import write_file
 from regraft.data.splits import Dataset, Split, TestSplit
 from regraft.errors import DataDamaged
 
 VERSION = 1  # of the layout
 MAP_BEYOND_BYTES = 32 * 2**20  # larger image arrays are memory-mapped: most studies need a part of them
 BLOCK_IMAGES = 4096
+READ_ALWAYS_BYTES = 2**30  # arrays up to this size in all are compared with their digests whenever they are opened
+FIELDS = {"version", "name", "classes", "train_counts", "arrays", "digest", "origin", "unreadable"}
 HASHED_BYTES = 2**25  # at once
 BY_FILES = (
     "folder:",
@@ -81,7 +86,7 @@ def write_info(
         "version": VERSION, "name": name, "classes": classes, "train_counts": counts, "arrays": description,
         "digest": digest or digest_of(description, classes), "origin": origin, "unreadable": unreadable,
     }  # fmt: skip
-    (folder / "info.json").write_text(json.dumps(info, indent=1), "utf-8")
+    (folder / "info.json").write_text(json.dumps({**info, "sha256": _seal(info)}, indent=1), "utf-8")
 
 
 def write_content(folder: Path, content: Content) -> None:
@@ -98,7 +103,14 @@ def read_info(folder: Path) -> dict[str, Any] | None:
         info = json.loads(file.read_text("utf-8"))
     except (ValueError, RecursionError):
         return None  # cut off by a full disk or a crash: converted again
-    return info if isinstance(info, dict) and info.get("version") == VERSION and _is_sound(info) else None
+    if not isinstance(info, dict) or info.get("version") != VERSION or not _is_sound(info):
+        return None
+    seal = info.pop("sha256", None)  # absent in records of earlier versions
+    return info if info.keys() == FIELDS and seal in (None, _seal(info)) else None
+
+
+def _seal(info: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(info, sort_keys=True).encode()).hexdigest()
 
 
 def _is_sound(info: dict[str, Any]) -> bool:
@@ -164,6 +176,32 @@ def _check_array(folder: Path, name: str, array: NDArray[Any], info: dict[str, A
         raise DataDamaged(_damaged(folder, f"{name}.npy does not have the numbers of pictures that the record states"))
 
 
+def verify_once(folder: Path, info: dict[str, Any]) -> None:
+    """Compare the arrays with their digests: small ones always, which takes a second at most, others unless their
+    files are by size and times the ones that were compared before. Raises DataDamaged."""
+    files = [folder / f"{name}.npy" for name in info["arrays"]]
+    try:
+        states = [file.stat() for file in files]
+    except OSError as error:
+        raise DataDamaged(_damaged(folder, f"an array cannot be read ({error.strerror or error})")) from None
+    stamps = [[state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino] for state in states]
+    note = folder / "verified.json"
+    large = sum(state.st_size for state in states) > READ_ALWAYS_BYTES
+    if large and _noted(note) == stamps:
+        return
+    verify(folder, info)
+    if large:
+        with contextlib.suppress(OSError):  # a home folder that cannot be written costs the next opening some time
+            write_file(note, json.dumps(stamps).encode())
+
+
+def _noted(note: Path) -> object:
+    try:
+        return json.loads(note.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
 def verify(folder: Path, info: dict[str, Any]) -> None:
     """Read every byte and compare with the digests of the record. Raises DataDamaged."""
     for name, entry in info["arrays"].items():
@@ -179,7 +217,7 @@ def _open(folder: Path, name: str, shape: list[int]) -> NDArray[Any]:
         # Mapped first: what a header states is then bounded by the file.
         mapped: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
         array = mapped if large else np.array(mapped)
-    except (OSError, ValueError, EOFError, OverflowError) as error:
+    except (OSError, ValueError, EOFError, OverflowError, SyntaxError, TokenError) as error:  # numpy parses the header
         raise DataDamaged(_damaged(folder, f"{path.name} cannot be read ({error})")) from None
     if list(array.shape) != shape:
         raise DataDamaged(_damaged(folder, f"{path.name} has the shape {array.shape}, written was {shape}"))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
-from contextlib import AbstractContextManager
+import contextlib
+import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,13 +83,11 @@ def load_dataset(
         return _load_stream(name, image_size, home, offline, report)
     name = _canonical(name)
     folder = _converted_folder(name, image_size, home)
-    info = read_info(folder)
-    if info is None:
-        with _space_for(folder) as temporary:
-            _convert(name, image_size, temporary, home, source_dir=source_dir, offline=offline, report=report)
-        info = read_info(folder)
-        assert info is not None
-    return open_converted(folder, info)
+
+    def make(temporary: Path) -> None:
+        _convert(name, image_size, temporary, home, source_dir=source_dir, offline=offline, report=report)
+
+    return open_converted(folder, _made(folder, home, make))
 
 
 def dataset_info(name: str, home: Path | None = None) -> DatasetInfo:
@@ -194,11 +193,33 @@ def _decoded_stream(files: str, image_size: int, home: Path) -> Path:
     return home / "data" / f"stream-{files[:32]}-{image_size}"
 
 
-def _space_for(folder: Path) -> AbstractContextManager[Path]:
-    """A new folder under a temporary name; what lies at `folder` without a record is incomplete and goes."""
-    if folder.exists() and read_info(folder) is None:
-        shutil.rmtree(folder)
-    return new_folder(folder)
+def _made(folder: Path, home: Path, make: Callable[[Path], None]) -> dict[str, Any]:
+    """The record of the arrays in `folder`, which `make` writes unless they are there and as they were written.
+
+    Damaged ones are set aside in home/damaged, and made anew. Raises what `make` raises; if that is that nothing can be
+    had here, the damage is named as well."""
+    damaged = ""
+    info = read_info(folder)
+    try:
+        if info is not None:
+            converted.verify_once(folder, info)
+            return info
+        if folder.exists():
+            raise DataDamaged(f"{folder} has no record of its arrays that can be read.")
+    except DataDamaged as error:
+        aside = home / "damaged" / f"{folder.name}.{secrets.token_hex(4)}"
+        aside.parent.mkdir(exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another process was first
+            folder.rename(aside)
+        damaged = f"{error} It has been moved to {aside}. "
+    try:
+        with new_folder(folder) as temporary:
+            make(temporary)
+    except DataUnavailable as error:
+        raise DataUnavailable(f"{damaged}{error}") from None
+    info = read_info(folder)
+    assert info is not None
+    return info
 
 
 def _convert(
@@ -224,12 +245,13 @@ def _load_folder(name: str, image_size: int | None, home: Path, report: Report |
     listing = folders.list_folder(name.removeprefix("folder:"))
     files = folders.files_digest(listing, home)
     folder = _decoded_folder(files, size, home)
-    info = read_info(folder)
-    if info is None:
-        with _space_for(folder) as temporary:
-            folders.decode_folder(listing, size, temporary, home, name=name, files=files, report=report)
-        info = read_info(folder)
-        assert info is not None
+
+    def make(temporary: Path) -> None:
+        folders.decode_folder(listing, size, temporary, home, name=name, files=files, report=report)
+
+    info = _made(folder, home, make)
+    if info["digest"] != folders.folder_digest(files, size):
+        raise DataDamaged(f"{folder} holds other pictures than its name says. Delete that folder; it is made again.")
     # The arrays are shared by every folder with this content; the name is the one that was asked for.
     return open_converted(folder, {**info, "name": name})
 
@@ -239,12 +261,11 @@ def _load_stream(name: str, image_size: int | None, home: Path, offline: bool, r
     shards = streams.find_stream(name, offline=offline)
     files = streams.stream_files_digest(shards, home)
     folder = _decoded_stream(files, size, home)
-    info = read_info(folder)
-    if info is None:
-        with _space_for(folder) as temporary:
-            streams.decode_stream(shards, size, temporary, home, files=files, report=report)
-        info = read_info(folder)
-        assert info is not None
+
+    def make(temporary: Path) -> None:
+        streams.decode_stream(shards, size, temporary, home, files=files, report=report)
+
+    info = _made(folder, home, make)
     return open_converted(folder, {**info, "name": name})
 
 

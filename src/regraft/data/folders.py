@@ -9,6 +9,7 @@ passed over. Files that cannot be read as pictures are left out and listed in `D
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -240,7 +241,8 @@ def _hashes(listing: Listing, home: Path, *, read: bool) -> dict[Path, str] | No
         if time.time_ns() - max(stamp[1:]) > SETTLED_AFTER_NS:
             kept[relative] = [*stamp, hashes[file]]
     if kept != index:
-        write_file(index_file, json.dumps(kept).encode())
+        with contextlib.suppress(OSError):  # a home folder that cannot be written costs the next reading some time
+            write_file(index_file, json.dumps({"files": kept, "sha256": _index_digest(kept)}).encode())
     return hashes
 
 
@@ -268,8 +270,16 @@ def _read_index(file: Path) -> dict[str, list[Any]]:
         index = json.loads(file.read_text("utf-8"))
     except (FileNotFoundError, ValueError, RecursionError):
         return {}  # none yet, or cut off: the files are hashed again
-    sound = isinstance(index, dict) and all(isinstance(e, list) and len(e) == 4 for e in index.values())
-    return index if sound else {}
+    files = index.get("files") if isinstance(index, dict) else None
+    if not isinstance(files, dict) or index.get("sha256") != _index_digest(files):
+        return {}  # of an older version, or damaged
+    sound = all(isinstance(e, list) and len(e) == 4 for e in files.values())
+    return files if sound else {}
+
+
+def _index_digest(files: dict[str, Any]) -> str:
+    """A changed digest in the index would put the pictures under a wrong name."""
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
 def decode_folder(

@@ -27,12 +27,17 @@ def remembered(question: list[Any], ask: Callable[[], Any]) -> Any:
     file = home() / "known" / f"{name}.json"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # absent or damaged: asked again
         kept = json.loads(file.read_text("utf-8"))
-        if kept["question"] == whole:
+        if kept["question"] == whole and kept["sha256"] == _digest(kept["answer"]):
             return kept["answer"]
     answer = ask()
     with contextlib.suppress(OSError):  # a home folder that cannot be written costs time, nothing else
-        write_file(file, json.dumps({"question": whole, "answer": answer}).encode())
+        write_file(file, json.dumps({"question": whole, "answer": answer, "sha256": _digest(answer)}).encode())
     return answer
+
+
+def _digest(answer: Any) -> str:
+    """A changed answer would be a wrong cut, or a wrong normalisation."""
+    return hashlib.sha256(json.dumps(answer).encode()).hexdigest()
 
 
 @cache

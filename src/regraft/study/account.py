@@ -141,7 +141,7 @@ class Account:
             except RegraftError as error:
                 self.failed[cell] = str(error)
                 continue
-            if not self.keys.store.has(self.keys.score_key(chosen)):
+            if self.keys.store.get(self.keys.score_key(chosen)) is None:  # absent, or damaged
                 flops = self.costs.score(chosen).flops
                 steps.append(Step("score", f"{chosen.row} [seed {chosen.seed}]", chosen, (chosen,), flops))
         return steps

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regraft.errors import ArtifactDamaged
-from regraft.study.store import Artifact, Store
+from regraft.study.store import Artifact, Store, key_of
 
 Positions = NDArray[np.int64]
 
@@ -24,7 +24,8 @@ class FeatureTable:
         self._intact: set[int] = set()  # shards whose digest has been checked
         lists: list[Positions] = []
         for key in self.keys:
-            if (shard := store.get(key)) is not None:
+            shard = store.get(key)
+            if shard is not None and _table_of(shard) == group:  # an index entry may name anything
                 self._shards.append(shard)
                 lists.append(np.asarray(shard.values["positions"], dtype=np.int64))
         every = np.concatenate([np.empty(0, np.int64), *lists])
@@ -56,7 +57,7 @@ class FeatureTable:
             try:
                 values = self._values(int(index))
             except ArtifactDamaged as error:
-                self.store.set_aside(self._shards[index].key, str(error))
+                self.store.set_damaged_aside(self._shards[index].key, str(error))
                 return None
             here = np.flatnonzero(shard == index)
             out[torch.from_numpy(here)] = values[torch.from_numpy(row[here])]
@@ -67,3 +68,8 @@ class FeatureTable:
         values = self._shards[index].tensors(verify=index not in self._intact)["features"]
         self._intact.add(index)
         return values
+
+
+def _table_of(shard: Artifact) -> str:
+    """Name of the table that an artifact is a shard of: its own spec less which rows it has."""
+    return key_of({name: value for name, value in shard.spec.items() if name != "positions"})
