@@ -80,12 +80,13 @@ def _survivors(record: dict[str, Any]) -> str:
 def _long_run(record: dict[str, Any]) -> str:
     found = record["long run"]
     mean, low, high = found["bytes a run in the second half [95 % t]"]
+    limit = found["limit of bytes a run"]
     level = found["least and most a study in the second half"]
     lines = [
         ["resident memory after the first study", f"{found['resident MiB, first and last study'][0]:,.1f} MiB"],
         ["after the last", f"{found['resident MiB, first and last study'][1]:,.1f} MiB"],
         ["slope over the second half, a run [95 % t]", f"{mean:,.0f} bytes [{low:,.0f}, {high:,.0f}]"],
-        ["limit of the slope's upper end", f"{found['limit of bytes a run']:,} bytes"],
+        ["limit of the slope's upper end", f"{limit:,} bytes: {'kept' if high <= limit else 'not kept'}"],
         *([name, _range(level[key])] for key, name in (
             ("handles", "open file handles"), ("threads", "threads"), ("events", "events a study"),
             ("longest_event", "characters of the longest event"), ("written_bytes", "bytes of tables a study"),
@@ -101,17 +102,17 @@ def _range(values: Sequence[int]) -> str:
 
 
 def _curve(points: list[dict[str, int]]) -> str:
-    """Resident memory over runs, drawn in text: a row for each tenth of what is held at most."""
+    """Resident memory over runs, drawn in text, from the least to the most."""
     width, height = 60, 10
-    top = max(point["resident_bytes"] for point in points)
+    low, top = (end(point["resident_bytes"] for point in points) for end in (min, max))
     last = points[-1]["runs"]
     cells = [[" "] * width for _ in range(height)]
     for point in points:
         column = min(width - 1, point["runs"] * width // (last + 1))
-        row = min(height - 1, point["resident_bytes"] * height // (top + 1))
+        row = (point["resident_bytes"] - low) * height // (top - low + 1)
         cells[height - 1 - row][column] = "*"
     drawn = "\n".join(f"|{''.join(line).rstrip()}" for line in cells)
-    scale = f"0 to {top / 2**20:,.0f} MiB of resident memory, over {last:,} runs"
+    scale = f"{low / 2**20:,.0f} to {top / 2**20:,.0f} MiB of resident memory, over {last:,} runs"
     return f"```text\n{drawn}\n+{'-' * width}\n {scale}\n```"
 
 

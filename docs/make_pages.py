@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import harness_tables
 import scale_tables
 from blocks import REPOSITORY, table, update
 from examples import digest, examples, run
@@ -209,6 +210,8 @@ def generated() -> dict[str, dict[str, str]]:
             "row-6": rows_block("cifar-cpu", starts=FEW_IMAGES, original=True),
         },
         "explanation/scale.md": scale_tables.blocks(),
+        "explanation/determinism.md": harness_tables.determinism_blocks(),
+        "explanation/testing.md": harness_tables.testing_blocks(),
         "api-parts.md": {"errors": errors_block()},
     }
     for page in pages_with_outputs():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models.resnet import Bottleneck, ResNet
 
 from regraft.errors import ImageTooSmall, StudyError, UnknownCut
 from regraft.networks import body_for_cuts, build, cut, cut_points, cuts_below, describe, find_cut, resolve_cut
@@ -67,6 +68,7 @@ def test_the_parts_of_a_cut_are_the_network_and_share_nothing_with_it() -> None:
     body, tail = cut(network, "first.2")
     assert torch.equal(body(x), network.get_submodule("first")(x))
     assert torch.equal(tail(body(x)), network(x))
+    assert torch.equal(tail(features=body(x)), network(x))
     assert torch.equal(body_of(network, "first.2")(x), body(x))
     assert torch.equal(tail_of(network, "first.2")(body(x)), network(x))
     assert type(body).__name__ == type(tail).__name__ == "Small"
@@ -129,6 +131,49 @@ def test_a_value_is_kept_from_the_in_place_step_after_it() -> None:
     kept = before.clone()
     tail(before)
     assert torch.equal(before, kept)
+
+
+class Vector(nn.Module):
+    """A block that gives a vector, a buffer that is used, an activation in place."""
+
+    class Doubled(nn.Module):
+        def __init__(self, before: int, after: int) -> None:
+            super().__init__()
+            self.inner = nn.Linear(before, after)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * self.inner(x)  # type: ignore[no-any-return]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flatten = nn.Flatten()
+        self.block = self.Doubled(3 * SIDE**2, 5)
+        self.relu = nn.ReLU(inplace=True)
+        self.fc = nn.Linear(5, 2)
+        self.register_buffer("offset", torch.linspace(-1, 1, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(2 * self.relu(self.block(self.flatten(x)) + self.offset))  # type: ignore[no-any-return]
+
+
+def test_a_buffer_is_no_parameter() -> None:
+    assert cut_points(Vector(), SIDE)[-1].parameters == (3 * SIDE**2 + 1) * 5
+
+
+def test_a_vector_is_kept_from_the_in_place_step_after_it() -> None:
+    class Plain(Vector):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(2 * self.relu(self.block(self.flatten(x))))  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    network, x = Plain().eval(), images()
+    names = [point.name for point in cut_points(network, SIDE)]
+    assert names == ["block", "relu", "penultimate"]
+    before = network.get_submodule("block")(network.get_submodule("flatten")(x)).clone()
+    assert (before < 0).any()
+    found = pooled_body(network, [(name, "average") for name in names])(x)
+    assert torch.equal(found["block"], before)
+    assert torch.equal(found["relu"], before.clamp_min(0))
 
 
 def test_the_same_pooling_twice_is_one_feature_and_the_layouts_may_be_given() -> None:
@@ -197,6 +242,8 @@ def test_a_network_with_another_stem_has_the_cuts_of_that_stem() -> None:
         resolve_cut("resnet18", "maxpool", 32, stem="cifar")
     assert "not one tensor" not in str(raised.value)
     assert cuts_below("resnet18", "layer1.0", 32, stem="cifar") == ["relu", "layer1.0"]
+    with pytest.raises(UnknownCut):
+        cuts_below("resnet18", "maxpool", 32, stem="cifar")
 
 
 class Split(nn.Module):
@@ -223,6 +270,8 @@ class Split(nn.Module):
 
 def test_an_output_of_several_tensors_is_no_cut() -> None:
     assert [point.name for point in cut_points(Split(), SIDE)] == ["penultimate"]
+    found = pooled_body(Split().eval(), [("penultimate", "average")])(images())
+    assert found["penultimate"].shape == (2, 2), "and does not stand in the way of others"
     with pytest.raises(UnknownCut, match=r"^Split cannot be cut at 'both'.*penultimate|its output is not one tensor"):
         find_cut(Split(), "both", SIDE)
 
@@ -255,7 +304,9 @@ def test_an_image_of_another_size_is_refused_with_the_size_that_works(size: int,
 def test_a_network_that_takes_no_usual_size_says_so() -> None:
     network = Sized()
     network.fc = nn.Linear(2 * 19 * 19, 2)
-    with pytest.raises(ImageTooSmall, match="No usual image size fits; give the image_size"):
+    with pytest.raises(
+        ImageTooSmall, match=r"No usual image size fits; give the image_size the network was made for\.$"
+    ):
         cut_points(network, 32)
 
 
@@ -263,6 +314,32 @@ def test_a_network_that_takes_no_usual_size_says_so() -> None:
 def test_the_original_studys_name_belongs_to_resnet50_alone(network: str) -> None:
     aliases = {point.name: point.alias for point in describe(network, "imagenet", 64) if point.alias}
     assert aliases == ({"layer2.2": "first 18 layers"} if network == "resnet50" else {})
+
+
+class Rectified(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.conv(x))
+
+
+@pytest.mark.parametrize("blocks", [{2: 4}, {1: 3, 2: 4}, {1: 3, 2: 4, 3: 6, 4: 3}])
+def test_stages_of_those_names_and_lengths_alone_make_no_resnet50(blocks: dict[int, int]) -> None:
+    network = nn.Sequential()
+    for stage, count in blocks.items():
+        network.add_module(f"layer{stage}", nn.Sequential(*(Rectified() for _ in range(count))))
+    network.add_module("flatten", nn.Flatten())
+    network.add_module("fc", nn.Linear(3 * SIDE**2, 2))
+    found = {point.name: point.alias for point in cut_points(network.eval(), SIDE)}
+    assert found["layer2.2"] == ""
+
+
+def test_a_grouped_resnet_as_narrow_is_no_resnet50() -> None:
+    network = ResNet(Bottleneck, [3, 4, 6, 3], groups=2, width_per_group=32).eval()
+    assert network.layer1[0].conv2.out_channels == 64
+    assert not any(point.alias for point in cut_points(network, 32))
 
 
 def test_a_value_without_such_a_pooling_says_so() -> None:

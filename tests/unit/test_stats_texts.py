@@ -89,11 +89,11 @@ def test_with_none_or_all_correct_a_bound_is_exactly_0_or_1() -> None:
 
 
 def test_seeds_are_added_up_in_their_order_however_they_are_given() -> None:
-    """To the bit: 0.1 + 0.2 + 0.3 is not 0.3 + 0.1 + 0.2."""
-    gaps = {8: 0.3, 1: 0.1, 2: 0.2}
+    """To the bit: 0.3 + 0.2 + 0.1 is not 0.1 + 0.3 + 0.2."""
+    gaps = {8: 0.1, 1: 0.3, 2: 0.2}
     found = [paired_difference({seed: gaps[seed] for seed in order}, dict.fromkeys(order, 0.0))
              for order in ((1, 2, 8), (8, 1, 2))]  # fmt: skip
-    assert found[0].mean == found[1].mean == (0.1 + 0.2 + 0.3) / 3
+    assert found[0].mean == found[1].mean == (0.3 + 0.2 + 0.1) / 3 != (0.1 + 0.3 + 0.2) / 3
 
 
 @pytest.mark.parametrize(("correct", "n"), [(-1, 5), (6, 5), (0, 0), (1, 0)])
@@ -103,7 +103,7 @@ def test_counts_that_cannot_be_have_no_interval(correct: int, n: int) -> None:
 
 
 def test_a_difference_so_small_that_it_is_rounding_is_none() -> None:
-    for gap, p in ((0.0, 1.0), (1e-13, 1.0), (1e-11, 0.0)):
+    for gap, p in ((0.0, 1.0), (1e-13, 1.0), (-1e-13, 1.0), (1e-11, 0.0), (-1e-11, 0.0)):
         exact = paired_difference({0: gap, 1: gap}, {0: 0.0, 1: 0.0})
         assert exact.p == p, gap
         assert exact.deviation == 0.0

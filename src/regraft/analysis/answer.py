@@ -3,7 +3,8 @@ alarm are left out.
 
 1. What transfer was worth where labels are fewest: the transferred row and the row from scratch on the same images
    that are best on validation. Choosing them by their test scores would flatter both.
-2. What freezing cost, or how far the cuts lie apart, where the study can tell.
+2. What freezing cost, how far the cuts lie apart, or what trained weights are worth against random ones in the same
+   frozen network, where the study can tell.
 3. The original study's figures.
 4. What stands in the way of trusting the table.
 
@@ -32,7 +33,7 @@ def answer(results: Results) -> list[str]:
     compared = comparisons(results)
     sentences = [
         _transfer(table, compared, _labels(results)),
-        _freezing(table, compared) or _cuts(table, compared, _random(results)),
+        _freezing(table, compared) or _cuts(table, compared, _random(results)) or _weights(table, compared),
         _original(table),
         _caveats(rows, len(results.missing)),
     ]
@@ -154,6 +155,20 @@ def _cuts(table: Table, compared: Comparisons, random: set[str]) -> str:
     return (
         f"Of {len({row.cut for row in longest})} cuts of {best.source} ({best.method}, {best.target}), {best.cut} is "
         f"highest, {best.summary.text()}, and {worst.cut} lowest, {worst.summary.text()}; {clear}."
+    )
+
+
+def _weights(table: Table, compared: Comparisons) -> str:
+    """Trained minus random weights, of the pair of frozen networks that differs most."""
+    pairs = [pair for pair in compared.family if pair.kind == "weights" and {pair.a, pair.b} <= table.keys()]
+    if not pairs:
+        return ""
+    most = max(pairs, key=lambda pair: abs(pair.difference.mean))
+    of = f", the most of {len(pairs)} such pairs" if len(pairs) > 1 else ""
+    clear = f"; {sum(pair.clear for pair in pairs)} of the {len(pairs)} are clear" if len(pairs) > 1 else ""
+    return (
+        f"Trained weights (“{most.a}”) instead of random ones (“{most.b}”) changed accuracy{of}: "
+        f"{_difference(table[most.a], table[most.b], compared)}{clear}."
     )
 
 

@@ -75,18 +75,24 @@ def gather(results: Results, cells: Iterable[Cell], store: Store) -> dict[tuple[
         return {}
     runs = tuple(plan(results.study))
     keys = Keys(runs, store, offline=True)
-    found = {}
+    found, known = {}, _known(store.location, runs)
     for cell in stored:
         try:
             run = keys.final((cell.row, cell.seed))
             if keys.fit_key(run) == cell.key:
-                found[cell.row, cell.seed] = _evidence(store.location, runs, run)
+                if run not in known:
+                    known[run] = _evidence(store.location, runs, run)
+                found[cell.row, cell.seed] = known[run]
         except RegraftError:  # data or weights have gone since: the alarm is raised without this cell's evidence
             continue
     return found
 
 
-@lru_cache(maxsize=256)  # table, answer and report each ask
+@lru_cache(maxsize=1)  # table, answer and report of one study each ask; a process may see very many studies
+def _known(root: str, runs: tuple[Run, ...]) -> dict[Run, Evidence]:
+    return {}
+
+
 def _evidence(root: str, runs: tuple[Run, ...], run: Run) -> Evidence:
     store = store_at(root)
     keys = Keys(runs, store, offline=True)
