@@ -53,7 +53,10 @@ def kills(on: Stand, count: int, seed: int) -> dict[str, Any]:
             gone = os.waitpid(child, os.WNOHANG) != (0, 0)
             if gone:  # it was through before the moment came
                 break
-            os.killpg(child, signal.SIGKILL)
+            try:
+                os.killpg(child, signal.SIGKILL)
+            except ProcessLookupError:  # so soon that it has no group of its own yet, hence no children either
+                os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             done += 1
             now = stamps(place.store)
