@@ -88,7 +88,7 @@ def test_a_folder_inside_the_pictures_is_refused(tmp_path: Path) -> None:
 
 def test_a_home_of_nobody_is_refused(tmp_path: Path) -> None:
     pictures(tmp_path / "p", each=2)
-    with pytest.raises(StudyError, match="--out ~nobody-of-this-name.*name another folder"):
+    with pytest.raises(StudyError, match=r"--out ~nobody-of-this-name.*name another folder"):
         advise(tmp_path / "p", out="~nobody-of-this-name/x")
 
 
