@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from tests.harness.figures import finish
-from tests.harness.small import Place, Stand, ended, fork, stand
+from tests.harness.small import Place, Stand, ended, fork, run_command, stand
 
 LIMIT_SECONDS = 2.0
 LATEST = {"report": 0.2}  # seconds from the beginning of a phase to the signal; else 1.0
@@ -114,23 +114,13 @@ def run(on: Stand, place: Place, phase: str, workers: int, url: str) -> int:
     """`regraft run` in this process, told to find MNIST at `url`."""
     from dataclasses import replace
 
-    from regraft import cli
     from regraft.data.catalogue import PUBLISHED
 
     known = PUBLISHED["mnist"]
     PUBLISHED["mnist"] = replace(known, bundles=tuple(replace(b, urls=(url,), mirror=None) for b in known.bundles))
     file = place.folder / "study.json"
     file.write_text(json.dumps(study(on, phase)))
-    sys.argv = [
-        "regraft", "run", str(file), "--store", str(place.store), "--out", str(place.out), "--quiet",
-        "--threads", "1", "--device", "cpu", "--backend", "eager",
-        *(["--executor", "processes", "--workers", str(workers)] if workers else []),
-    ]  # fmt: skip
-    try:
-        cli.main()
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else 1
-    return 0
+    return run_command(file, place, *(["--executor", "processes", "--workers", str(workers)] if workers else []))
 
 
 def once(on: Stand, phase: str, workers: int, later: float) -> tuple[float, list[str]]:

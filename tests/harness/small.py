@@ -214,13 +214,18 @@ def start(on: Stand, place: Place, prepare: Callable[[], None] = lambda: None, *
 
 def command(on: Stand, place: Place) -> int:
     """`regraft run` on the small study, with the errors of the command line; returns the exit code."""
-    from regraft import cli
-
     study = place.folder / "study.json"
     study.write_text(json.dumps(small_study(on.folder / "weights.safetensors")))
+    return run_command(study, place)
+
+
+def run_command(study: Path, place: Place, *more: str) -> int:
+    """`regraft run` in this process, into the place's folders; returns the exit code."""
+    from regraft import cli
+
     sys.argv = [
         "regraft", "run", str(study), "--store", str(place.store), "--out", str(place.out), "--quiet",
-        "--threads", "1", "--device", "cpu", "--backend", "eager",
+        "--threads", "1", "--device", "cpu", "--backend", "eager", *more,
     ]  # fmt: skip
     try:
         cli.main()

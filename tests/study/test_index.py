@@ -92,15 +92,19 @@ def test_a_damaged_index_is_made_again(content: bytes, store: Store, monkeypatch
     assert known(store) == 1
 
 
+def indexed_and_changed(store: Store, key: str, statement: str) -> None:
+    index = Index(store)
+    index.get(key)
+    index.save()
+    with sqlite3.connect(index_path(store)) as connection:
+        connection.execute(statement)
+    connection.close()
+
+
 def test_an_entry_that_was_changed_is_read_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     settled(monkeypatch)
     artifact = written(store, 1)
-    index = Index(store)
-    index.get(artifact.key)
-    index.save()
-    with sqlite3.connect(index_path(store)) as connection:
-        connection.execute("UPDATE artifact SET content = x'00'")
-    connection.close()
+    indexed_and_changed(store, artifact.key, "UPDATE artifact SET content = x'00'")
     assert Index(store).get(artifact.key) == artifact
 
 
@@ -110,12 +114,7 @@ def test_an_index_of_another_version_or_none_at_all_costs_nothing_but_time(
     settled(monkeypatch)
     artifact = written(store, 1)
     Index(store).save()
-    index = Index(store)
-    index.get(artifact.key)
-    index.save()
-    with sqlite3.connect(index_path(store)) as connection:
-        connection.execute("PRAGMA user_version = 99")
-    connection.close()
+    indexed_and_changed(store, artifact.key, "PRAGMA user_version = 99")
     assert Index(store).get(artifact.key) == artifact
     remove_index(store)
     (tmp_path / "file").touch()

@@ -27,6 +27,7 @@ from regraft.errors import RegraftError, RunError
 from regraft.learn.distributed import Team, joined
 from regraft.spec import Run
 from regraft.study.bench import Bench, Setting
+from regraft.study.executors import end_with_parent
 from regraft.study.store import Payload, Scratch
 
 ADVANCE_SECONDS = 0.2  # between two reports without a message
@@ -139,7 +140,7 @@ class _Reading:
 
 def _work(member: Member, writer: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     if member.setting.device == "cuda":
         _see_only(member.rank)
     try:
@@ -179,11 +180,3 @@ def _see_only(rank: int) -> None:
     """One GPU is this process's, and no memory of the others is taken; before CUDA looks for them."""
     shown = os.environ.get("CUDA_VISIBLE_DEVICES")
     os.environ["CUDA_VISIBLE_DEVICES"] = shown.split(",")[rank] if shown else str(rank)
-
-
-def _end_with_parent() -> None:
-    """A parent that is killed cannot stop its workers."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait_for([parent.sentinel])
-    os._exit(1)

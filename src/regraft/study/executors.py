@@ -262,7 +262,7 @@ _REPORT: Report
 def _start_worker(setting: Setting, writer: Connection, lock: Lock, begun: Event) -> None:
     global _BENCH, _REPORT
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
     def report(event: Any) -> None:
         with lock:
@@ -272,7 +272,7 @@ def _start_worker(setting: Setting, writer: Connection, lock: Lock, begun: Event
     begun.set()
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """A parent that is killed cannot stop its workers: they would train on, and hold their locks."""
     parent = multiprocessing.parent_process()
     assert parent is not None
