@@ -95,12 +95,13 @@ def predict(
     if as_json and as_csv:
         raise typer.BadParameter("give --json or --csv, not both")
     from regraft import cli_text
-    from regraft.learn.hardware import set_threads
+    from regraft.learn.hardware import keep_freed_memory, set_threads
     from regraft.predictor.answers import answer_files, write_csv
     from regraft.predictor.files import find_pictures
     from regraft.predictor.predict import Predictor
 
     set_threads(threads)
+    keep_freed_memory()
     predictor = Predictor.load(model, device=device, backend=backend)
     search = find_pictures(_named(paths), predictor.classes)
     answers: list[Answer] = []

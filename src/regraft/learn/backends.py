@@ -32,6 +32,10 @@ TOLERANCE, TOLERANCE_TF32 = 1e-3, 1e-2
 # a GPU launches are the limit at small sizes.
 CPU_BATCH_PIXELS, CPU_BATCH, GPU_BATCH = 2**18, (16, 64), 512
 
+# Back ends are held against eager on as many images as have this number of pixels, but at least so many: each
+# contributes all its features, and every pass over large images is a part of the work itself.
+CHECK_PIXELS, CHECK_IMAGES = 2**18, 8
+
 # Less work than this is done by "fused", untimed: probing costs some 2 s, more than a faster back end would save,
 # and small jobs stay the same from run to run. Estimated from FLOPs at a rate that convolutions reach on one core
 # in float32.
@@ -39,10 +43,10 @@ LITTLE_WORK_SECONDS = 10.0
 FLOPS_PER_SECOND = 1e11
 
 # Timing goes round by round over all that compete, so that other load meets all alike, and the best round counts,
-# since load only ever slows. This many rounds, and this share of the work that is left; to leave "fused" a back end
-# must be clearly faster.
-ROUNDS, PROBE_SHARE, CLEARLY = (4, 20), 0.01, 1.05
-HOPELESS = 1.5  # times the best one's seconds: not timed again
+# since load only ever slows. This many rounds, and this share of the work that is left, but never a larger one than
+# the last; to leave "fused" a back end must be clearly faster.
+ROUNDS, PROBE_SHARE, PROBE_MOST, CLEARLY = (4, 20), 0.01, 0.05, 1.05
+HOPELESS = 1.2  # times the best one's seconds: not timed again
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ def choose_backend(
     """The fastest way to run `trunk` over `count` more images that gives the features of eager PyTorch.
 
     trunk: frozen, images -> {cut: (b, d)}. sample: (b, 3, s, s) prepared images on the trunk's device.
-    flops: of one image; counted here where it is not known, which imports torch's compiler.
+    flops: of one image; where it is not known, eager's pass over the sample tells how much work there is.
     prefer: one of BACKENDS. A named one is used untimed; where it fails or deviates, eager runs, and the record
     says why.  Raises UnknownName, and StudyError for a back end that is not installed."""
     assert trunk.frozen
@@ -86,7 +90,7 @@ def choose_backend(
     trial = _Trial(trunk, sample)
     if prefer == "auto":
         trial.add("fused")
-        if sample.device.type == "cpu" and _estimated_seconds(trunk, sample, count, flops) > LITTLE_WORK_SECONDS:
+        if sample.device.type == "cpu" and trial.estimated_seconds(count, flops) > LITTLE_WORK_SECONDS:
             trial.compete(count)
     else:
         trial.add(prefer)
@@ -116,15 +120,16 @@ class _Trial:
     """Back ends prepared and accepted for one trunk, and why others were not."""
 
     def __init__(self, trunk: Trunk, sample: Tensor) -> None:
-        self.trunk, self.sample = trunk, sample
+        pixels = sample.shape[2] * sample.shape[3]
+        self.trunk, self.sample = trunk, sample[: max(CHECK_IMAGES, CHECK_PIXELS // pixels)]
         self.batch_sizes = _batch_sizes(sample)
         self.seconds: dict[tuple[str, int], float] = {}  # (back end, batch size) -> an image, best of the rounds
+        self.check_seconds: dict[str, float] = {}  # back end -> an image of the sample, the first time
         self.runs: dict[str, Run] = {"eager": PREPARE["eager"](trunk, sample)}
         self.deviations: dict[str, float] = {}
         self.setup_seconds: dict[str, float] = {}
         self.left_out: dict[str, str] = {}
-        with torch.inference_mode():
-            self.reference = self.runs["eager"](sample)
+        self.reference = self._checked("eager", self.runs["eager"])
         tf32 = sample.device.type == "cuda" and torch.backends.cudnn.allow_tf32
         self.tolerance = TOLERANCE_TF32 if tf32 else TOLERANCE
 
@@ -136,7 +141,7 @@ class _Trial:
         try:
             with torch.inference_mode():
                 run = PREPARE[name](self.trunk, self._batch(self.batch_sizes[0]))
-                found = deviation(run(self.sample), self.reference)
+            found = deviation(self._checked(name, run), self.reference)
         except Exception as error:  # exporters and compilers raise anything at all, and eager can always go on
             self.left_out[name] = f"failed: {type(error).__name__}: {error}".splitlines()[0][:300]
             return
@@ -146,6 +151,12 @@ class _Trial:
             self.runs[name] = run
         else:
             self.left_out[name] = f"refused: deviates from eager by {found:.2g}, tolerance {self.tolerance:g}"
+
+    def estimated_seconds(self, count: int, flops: float | None) -> float:
+        """Of the whole work. From FLOPs it is the same on every run, which the clock's answer is not."""
+        if flops is None:
+            return count * self.check_seconds["eager"]
+        return count * flops / (FLOPS_PER_SECOND * torch.get_num_threads())
 
     def compete(self, count: int) -> None:
         """Time what is there; add and time each candidate that can still save more than its preparation costs."""
@@ -186,24 +197,37 @@ class _Trial:
         return Backend(name, record, self.runs[name], size)
 
     def _race(self, count: int) -> None:
-        """Time every back end with every batch size, in turn; those that were far slower than others, not again."""
+        """Time every back end with every batch size, in turn, but for those that were far slower than others."""
         fewest, most = ROUNDS
         batches = {size: self._batch(size) for size in self.batch_sizes}
-        hopeless = HOPELESS * min(self.seconds.values(), default=float("inf"))
-        ways = [way for way in product(self.runs, batches) if self.seconds.get(way, 0.0) < hopeless]
+        for name, size in product(self.runs, batches):
+            self.seconds.setdefault((name, size), self.check_seconds[name])
+        hopeless = HOPELESS * min(self.seconds.values())
+        ways = [way for way in product(self.runs, batches) if self.seconds[way] < hopeless]
+        if len({name for name, _ in ways}) == 1 and len(batches) == 1:
+            return  # nothing to choose between
+        start = time.perf_counter()
         with torch.inference_mode():
-            for name, size in ways:
-                self.runs[name](batches[size])  # the first time memory is taken and kernels are chosen
-            start = time.perf_counter()
-            for done in range(1, most + 1):
+            # One round more, since the first of a batch size takes memory and chooses kernels.
+            for done in range(most + 1):
+                left = count * min(self.seconds.values())
+                spent = time.perf_counter() - start
+                ahead = sum(size * self.seconds[name, size] for name, size in ways)
+                if spent + ahead > PROBE_MOST * left or (done > fewest and spent > PROBE_SHARE * left):
+                    break
                 for name, size in ways:
                     began = time.perf_counter()
                     self.runs[name](batches[size])
                     took = (time.perf_counter() - began) / size
-                    self.seconds[name, size] = min(took, self.seconds.get((name, size), took))
-                left = count * min(self.seconds.values())
-                if done >= fewest and time.perf_counter() - start > PROBE_SHARE * left:
-                    break
+                    self.seconds[name, size] = min(took, self.seconds[name, size])
+
+    def _checked(self, name: str, run: Run) -> dict[str, Tensor]:
+        """The features of the sample, and how long they took."""
+        began = time.perf_counter()
+        with torch.inference_mode():
+            found = run(self.sample)
+        self.check_seconds[name] = (time.perf_counter() - began) / len(self.sample)
+        return found
 
     def _batch(self, size: int) -> Tensor:
         """(size, 3, s, s): the sample, repeated or cut."""
@@ -218,13 +242,3 @@ def _batch_sizes(sample: Tensor) -> tuple[int, ...]:
     fewest, most = CPU_BATCH
     size = max(fewest, min(most, CPU_BATCH_PIXELS // (sample.shape[2] * sample.shape[3])))
     return (size, max(fewest, size // 2)) if size > fewest else (fewest,)
-
-
-def _estimated_seconds(trunk: Trunk, sample: Tensor, count: int, flops: float | None) -> float:
-    if flops is None:
-        from torch.utils.flop_counter import FlopCounterMode
-
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            trunk(sample[:1])
-        flops = float(counter.get_total_flops())  # of one image
-    return count * flops / (FLOPS_PER_SECOND * torch.get_num_threads())

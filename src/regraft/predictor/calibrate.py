@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 
 from regraft.predictor.evaluate import expected_calibration_error, softmax
@@ -26,6 +25,8 @@ GRID = 61  # values of log T that are tried before the best of them is refined: 
 
 def fit_temperature(logits: NDArray[np.floating[Any]], labels: NDArray[np.int64]) -> float:
     """T > 0.  logits: (n, k) of n >= 1 validation images.  labels: (n,) in [0, k)."""
+    from scipy.optimize import minimize_scalar  # half a second, and most who load this module have a predictor already
+
     values = logits.astype(np.float64)
     values -= values.max(axis=1, keepdims=True)
     given = float(values[np.arange(len(values)), labels].sum())

@@ -27,8 +27,9 @@ from regraft.predictor.network import Answering, rebuild
 # Pictures decoded before the network sees them: as many as take this memory, in bytes, within limits.
 DECODED_BYTES, AT_ONCE = 2**27, (16, 2048)
 SAMPLE = 32  # of them, on which back ends are compared
-# Where this many times more pictures come than the back end was chosen for, it is chosen anew.
-MORE_WORK = 8
+# So few are answered sooner than another back end than eager is prepared. Where this many times more pictures come than
+# the back end was chosen for, it is chosen anew.
+FEW, MORE_WORK = 16, 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,6 +179,7 @@ class Predictor:
     def _backend(self, pixels: Tensor, coming: int) -> Backend:
         if self._chosen is None or coming > MORE_WORK * self._chosen[1]:
             sample = prepare(pixels[:SAMPLE].to(self.device), self.manifest.preprocessing)
-            chosen = choose_backend(self.network.trunk, sample, coming, prefer=self.backend)
+            prefer = "eager" if self.backend == "auto" and coming <= FEW else self.backend
+            chosen = choose_backend(self.network.trunk, sample, coming, prefer=prefer)
             self._chosen = chosen, coming
         return self._chosen[0]

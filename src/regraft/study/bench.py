@@ -16,7 +16,7 @@ from regraft.errors import DataDamaged, TooFewImages
 from regraft.learn.backends import check_backend
 from regraft.learn.distributed import check_devices
 from regraft.learn.episodes import Episodes, draw_episodes
-from regraft.learn.hardware import choose_device, set_threads
+from regraft.learn.hardware import choose_device, keep_freed_memory, set_threads
 from regraft.learn.mechanisms import check_wish
 from regraft.learn.precision import choose_precision
 from regraft.networks import CutPoint, NetworkSpec, build, cuts_below, resolve_cut
@@ -74,6 +74,7 @@ class Bench:
         if setting.mechanism != "seeds":  # which a training alone does without
             check_wish(setting.mechanism, self.device)
         self.threads = set_threads(setting.threads)
+        keep_freed_memory()
         self._load = lru_cache(maxsize=4)(self._load_dataset)
         self._select = lru_cache(maxsize=8)(self._select_classes)
         self._draw = lru_cache(maxsize=8)(self._draw_episodes)
