@@ -60,6 +60,8 @@ def test_too_many_images_per_class_are_refused_with_the_counts() -> None:
         draw_subset(labels_of(10, 20), per_class=11, rng=stream(0, "subset"), classes=("cat", "dog"))
     with pytest.raises(TooFewImages, match="dog has 0"):
         split_budget(labels_of(10), per_class=1, validation=0.1, seed=0, classes=("cat", "dog"))
+    with pytest.raises(TooFewImages, match="class 0 has 0"):
+        split_budget(np.empty(0, np.int64), validation=0.1, seed=0)
 
 
 @pytest.mark.parametrize("share", SHARES)

@@ -85,7 +85,8 @@ def _class_budgets(
         raise StudyError(f"per_class: at least 1 image, got {per_class}")
     if fraction is not None and not 0 < fraction <= 1:
         raise StudyError(f"fraction: above 0 and at most 1, got {fraction}")
-    counts = np.bincount(labels, minlength=len(classes) if classes else 0)
+    # Without any label there is a class that is short of images.
+    counts = np.bincount(labels, minlength=len(classes) if classes else 1)
     _check_counts(counts, per_class or 1, classes)
     by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1])
     for label, members in enumerate(by_class):

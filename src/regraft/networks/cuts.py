@@ -18,6 +18,7 @@ from torch import fx, nn
 from regraft.data.remembered import remembered
 from regraft.errors import ImageTooSmall, UnknownCut
 from regraft.networks.build import build, build_skeleton
+from regraft.networks.imports import forget_old_sources
 from regraft.networks.nodes import PENULTIMATE, canonical, offered
 from regraft.networks.pooling import Layout, layouts, pool, pooled_width, poolings
 from regraft.networks.probe import Measured, measure, measure_at_any_size, size_that_fits
@@ -332,4 +333,5 @@ def _part(network: nn.Module, graph: fx.Graph) -> nn.Module:
     part = fx.GraphModule(copy.deepcopy(used), graph, class_name=type(network).__name__)
     for name, module in part.named_modules():
         module.training = network.get_submodule(name).training
+    forget_old_sources()
     return part

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from regraft.networks.imports import forget_old_sources
 from regraft.networks.trace import same, structural_copy
 
 IDLE = (nn.Identity, nn.Dropout, nn.Dropout2d)  # in eval mode
@@ -277,4 +278,5 @@ def _finished(module: fx.GraphModule) -> fx.GraphModule:
     module.graph.lint()
     module.delete_all_unused_submodules()
     module.recompile()
+    forget_old_sources()
     return module

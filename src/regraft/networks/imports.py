@@ -1,4 +1,6 @@
-"""torchvision without the compiler: of the seconds that importing it takes, most are torch._dynamo's, unused here.
+"""How torchvision and torch.fx are made to cost what is used of them.
+
+torchvision without the compiler: of the seconds that importing it takes, most are torch._dynamo's, unused here.
 
 torchvision means to import the compiler lazily (`lazy_compile` in torchvision/ops/roi_align.py says so), but one line
 of that file, `from torch._dynamo.utils import is_compile_supported`, loads all of it. While torchvision is imported, a
@@ -7,11 +9,14 @@ stand-in answers that line with a function that asks the real one when it is cal
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import linecache
 import sys
 from types import ModuleType
 
 DYNAMO = "torch._dynamo"
+KEPT_SOURCES = 64  # graphs whose code a traceback can still show
 
 
 def is_compile_supported(device_type: str) -> bool:
@@ -42,3 +47,16 @@ def import_timm() -> ModuleType:
     """The package timm, which imports torchvision."""
     import_torchvision()
     return importlib.import_module("timm")
+
+
+def forget_old_sources() -> None:
+    """Let go of the code that torch.fx wrote for old graphs.
+
+    It keeps the text of every graph ever made, for tracebacks, though the graph is gone: a process that makes networks
+    for days would grow. Graphs in use go on without it."""
+    with contextlib.suppress(ImportError, AttributeError):  # torch's own matter, which another release may have mended
+        from torch.fx.graph_module import _loader
+
+        for name in list(_loader.eval_cache)[:-KEPT_SOURCES]:
+            _loader.eval_cache.pop(name, None)
+            linecache.cache.pop(name, None)

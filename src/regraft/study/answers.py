@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from regraft.errors import ArtifactDamaged, UnknownName
+from regraft.study.disk import verified
 from regraft.study.keys import score_spec
 from regraft.study.plan import Cell
 from regraft.study.results import Results
@@ -56,13 +56,10 @@ def score_key(fit_key: str, test_images: int | None) -> str:
 
 def _answers(artifact: Artifact) -> Answers:
     """Raises ArtifactDamaged if a byte has changed since they were written."""
-    from safetensors.numpy import load_file
+    from safetensors.numpy import load
 
     file = artifact.path / "data.safetensors"
-    with file.open("rb") as f:
-        if hashlib.file_digest(f, "sha256").hexdigest() != artifact.record["sha256"][file.name]:
-            raise ArtifactDamaged(f"{file} does not have the digest it was written with")
-    tensors = load_file(file)
+    tensors = load(verified(file, artifact.record["sha256"][file.name]))
     confidence = tensors.get("confidence")
     return Answers(
         positions=tensors["positions"].astype(np.int64),

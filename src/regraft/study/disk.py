@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from regraft.errors import StoreError
+from regraft.errors import ArtifactDamaged, StoreError
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +24,36 @@ def canonical(spec: object) -> str:
 def sha256_of(file: Path) -> str:
     with file.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+# Files of tensors up to this size are read at once, in one pass with their digest; larger ones are mapped.
+READ_AT_ONCE = 2**26
+
+
+def verified(file: Path, digest: str | None) -> bytes:
+    """The content of a file, which has this sha256; None: any. Raises ArtifactDamaged, OSError."""
+    try:
+        content = file.read_bytes()
+    except (FileNotFoundError, IsADirectoryError):
+        raise ArtifactDamaged(f"{file} is gone") from None
+    if digest is not None and hashlib.sha256(content).hexdigest() != digest:
+        raise ArtifactDamaged(f"{file} does not have the digest it was written with")
+    return content
+
+
+def load_tensors(file: Path, digest: str | None = None) -> dict[str, torch.Tensor]:
+    """All tensors of a safetensors file, on the CPU; `digest` as for `verified`.
+
+    Reading at once is also what does not leak: safetensors 0.8 keeps some 64 bytes for each tensor of each file that it
+    has opened by name, which adds up to gigabytes over days of small runs.
+    Raises ArtifactDamaged, OSError, SafetensorError."""
+    from safetensors.torch import load, load_file
+
+    if not file.is_file() or file.stat().st_size <= READ_AT_ONCE:
+        return dict(load(verified(file, digest)))
+    if digest is not None and sha256_of(file) != digest:
+        raise ArtifactDamaged(f"{file} does not have the digest it was written with")
+    return dict(load_file(file))
 
 
 def save_tensors(file: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:

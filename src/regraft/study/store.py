@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from regraft.data.home import home
 from regraft.errors import ArtifactDamaged, StoreError, UnknownName
 from regraft.study.disk import canonical as canonical
-from regraft.study.disk import flush, reading, save_tensors, sha256_of, writing
+from regraft.study.disk import flush, load_tensors, reading, save_tensors, sha256_of, writing
 from regraft.study.locks import Lock
 from regraft.study.provenance import provenance
 from regraft.study.scratch import Scratch as Scratch
@@ -64,12 +64,9 @@ class Artifact:
     def tensors(self, *, verify: bool = True) -> dict[str, torch.Tensor]:
         """All tensors, on the CPU. Raises ArtifactDamaged if a byte has changed since they were written, StoreError if
         they cannot be read; `verify` false spares reading all of them where that has been seen to before."""
-        from safetensors.torch import load_file
-
         with reading(self.path):
-            if verify:
-                _verify(self.path / "data.safetensors", self.record["sha256"]["data.safetensors"])
-            return load_file(self.path / "data.safetensors")
+            digest = self.record["sha256"]["data.safetensors"] if verify else None
+            return load_tensors(self.path / "data.safetensors", digest)
 
     def size_bytes(self) -> int:
         return sum(f.stat().st_size for f in self.path.iterdir())
