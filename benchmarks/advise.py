@@ -41,8 +41,10 @@ def main() -> None:
     parser.add_argument("--store", type=Path, help="default: an empty one for each draw, so that all is computed")
     parser.add_argument("--online", action="store_true", help="fetch weights that are not here")
     parser.add_argument("--record", type=Path, help="write the figures to this JSON file")
+    parser.add_argument("--more", action="store_true", help="keep the draws that the record has, and add to them")
     options = parser.parse_args()
-    found = []
+    before = json.loads(options.record.read_text("utf-8")) if options.more else {}
+    found, commands = before.get("draws", []), [*before.get("commands", []), command_line()]
     with tempfile.TemporaryDirectory() as place:
         pictures = write_cifar(Path(place) / "cifar10", options.cifar10) if options.cifar10 else options.pictures
         if pictures is None:
@@ -55,7 +57,7 @@ def main() -> None:
                 if options.record:
                     written = {
                         "pictures": "cifar10" if options.cifar10 else pictures.name, "draws": found,
-                        "summary": summary(found), "command": command_line(), **circumstances(sys.executable),
+                        "summary": summary(found), "commands": commands, **circumstances(sys.executable),
                     }  # fmt: skip
                     options.record.write_text(json.dumps(written, indent=1) + "\n", "utf-8")
     print(json.dumps(summary(found), indent=1))

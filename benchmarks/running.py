@@ -160,8 +160,8 @@ def command_line() -> str:
         if left_out or word in ("--record", "--environment"):
             left_out = not left_out
             continue
-        words.append(word)
-    return " ".join(words)
+        words.append(Path(word).name if os.path.isabs(word) else word)
+    return " ".join(word for word in words if word != "--more")
 
 
 def record(path: Path, rows: list[Timed], python: str, **more: object) -> None:

@@ -20,7 +20,7 @@ from planner import fit_values
 from regraft.data.pictures import decode_picture
 from regraft.data.subsets import split_budget
 from regraft.study.features import SHARD
-from regraft.study.store import Payload, Scratch, Store
+from regraft.study.store import Payload, Scratch, Store, key_of
 from regraft.study.tables import FeatureTable
 
 WIDTH = 2048  # of ResNet-50's penultimate features
@@ -44,19 +44,21 @@ def measure(*, quick: bool = False) -> dict[str, float]:
 def of_shards(store: Store, *, shards: int, width: int) -> dict[str, float]:
     """Feature shards: bytes beside the features, seconds to write one, and to open a table of them."""
     rows = torch.randn(SHARD, width)
+    table_spec = {"stage": "features", "version": 0}
+    group = key_of(table_spec)
     start = time.perf_counter()
     for i in range(shards):
         positions = list(range(10**8 + i * SHARD, 10**8 + (i + 1) * SHARD))  # as long as positions of 1e9 images
-        spec = {"stage": "features", "version": 0, "positions": positions}
+        spec = {**table_spec, "positions": positions}
         values = {"positions": positions, "trunk_sha256": "0" * 64, "width": width}
         payload = Payload(values, {"features": rows}, {"backend": "eager"})
         artifact = store.cached(spec, partial(_given, payload))
-        store.link("table", artifact.key)
+        store.link(group, artifact.key)
     written = time.perf_counter() - start
     beside = artifact.size_bytes() - 4 * SHARD * width
     tracemalloc.start()
     start = time.perf_counter()
-    table = FeatureTable(store, "table")
+    table = FeatureTable(store, group)
     opened = time.perf_counter() - start
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()

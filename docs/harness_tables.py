@@ -43,10 +43,84 @@ def _size(part: dict[str, Any] | None) -> str:
 def testing_blocks() -> dict[str, str]:
     mutants, long = _record("mutants"), _record("long-run")
     return {
+        "lost": _lost(),
         "mutants": _missing("mutants") if mutants is None else _mutants(mutants),
         "survivors": _missing("mutants") if mutants is None else _survivors(mutants),
         "long-run": _missing("long_run") if long is None else _long_run(long),
     }
+
+
+def _lost() -> str:
+    """One line a harness: what it did, and what went wrong."""
+    told = {
+        "crash": _crashed, "writers": _written, "interrupt": _interrupted, "concurrency": _together,
+        "corruption": _damaged, "fuzz-studies": _fuzzed, "hostile-files": _hostile,
+    }  # fmt: skip
+    lines = []
+    for name, tell in told.items():
+        command = f"`python -m tests.harness.{name.replace('-', '_')}`"
+        record = _record(name)
+        if record is None:
+            lines.append([command, "not recorded yet", ""])
+            continue
+        parts = [part for part in record.values() if isinstance(part, dict)]
+        wrong = sum(len(part.get("violations", part.get("failed", []))) for part in [record, *parts])
+        lines.append([command, tell(record), str(wrong)])
+    return table(("command", "what it did", "went wrong"), lines)
+
+
+def _crashed(record: dict[str, Any]) -> str:
+    found = []
+    if part := record.get("killed"):
+        found.append(f"{part['kills']:,} times `kill -9` at random moments of {part['studies']:,} studies")
+    if part := record.get("crashed"):
+        found.append(f"ended at {_points(part)} in {sum(part['tried'].values()):,} ways (crash, power cut, torn file)")
+    if part := record.get("faulty disk"):
+        found.append(f"{part['faults']:,} errors of the disk ({', '.join(part['by_error'])})")
+    return "; ".join(found)
+
+
+def _points(part: dict[str, Any]) -> str:
+    return f"{part['write_points']:,} operations that change a file"
+
+
+def _written(record: dict[str, Any]) -> str:
+    tried = sum(sum(part["tried"].values()) for part in record.values())
+    return f"{tried:,} crashes, power cuts and errors of the disk in: {', '.join(record)}"
+
+
+def _interrupted(record: dict[str, Any]) -> str:
+    cases = {name: part for name, part in record.items() if isinstance(part, dict)}
+    times = sum(part["times"] for part in cases.values())
+    slowest = max(part["seconds_most"] for part in cases.values())
+    return f"{times:,} times Ctrl-C in {', '.join(cases)}; the slowest ended after {slowest:g} s (limit 2 s)"
+
+
+def _together(record: dict[str, Any]) -> str:
+    cases = {name: part for name, part in record.items() if isinstance(part, dict)}
+    again = ", ".join(f"{name}: {part['share_computed_again']:.2f}" for name, part in cases.items())
+    return f"{record['processes']} processes on one study and store; share of artifacts computed again: {again}"
+
+
+def _damaged(record: dict[str, Any]) -> str:
+    part = record["files"]
+    return (
+        f"{part['damaged']:,} flipped bytes and cut files of {len(part['kinds'])} kinds: {part['noticed']:,} noticed, "
+        f"{part['harmless']:,} harmless"
+    )
+
+
+def _fuzzed(record: dict[str, Any]) -> str:
+    refused = sum(record["refused"].values())
+    return f"{record['tried']:,} study files: {record['accepted']:,} accepted, {refused:,} refused with a message"
+
+
+def _hostile(record: dict[str, Any]) -> str:
+    refused = sum(record["refused"].values())
+    return (
+        f"{record['tried']:,} files of {len(record['kinds'])} kinds: {refused:,} refused with a message, "
+        f"{record['harmless']:,} harmless"
+    )
 
 
 def _mutants(record: dict[str, Any]) -> str:

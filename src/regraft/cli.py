@@ -342,6 +342,21 @@ def main() -> None:
 
         typer.echo(f"error: {printable_lines(str(error))}", err=True)
         raise SystemExit(2 if isinstance(error, StudyError) else 1) from None
+    except OSError as error:
+        if os.environ.get("REGRAFT_DEBUG") or not error.errno:  # without a number it is not the system's
+            raise
+        from regraft.show.text import printable_lines
+
+        typer.echo(f"error: {printable_lines(of_the_disk(error))}", err=True)
+        raise SystemExit(1) from None
+
+
+def of_the_disk(error: OSError) -> str:
+    """What to say where a file can be neither read nor written, and nobody nearer knew what it was for."""
+    return (
+        f"{error.filename or 'a file'}: {error.strerror or error}. Free some space or check the permissions, and that "
+        "its disk or share is there; then run again, what is finished is kept."
+    )
 
 
 def program() -> NoReturn:

@@ -350,3 +350,14 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(tiny: Path, tmp_path: Path) 
         assert process.returncode == 130
         assert f"Go on with: regraft run {tiny}" in err
         assert "Traceback" not in err
+
+
+def test_what_the_disk_refuses_is_one_clear_message(
+    regraft: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("REGRAFT_HOME", str(tmp_path / "file" / "home"))
+    code, _, said = regraft("data", "get", "digits")
+    assert code == 1
+    assert said.startswith("error: ") and "Traceback" not in said
+    assert os.strerror(20) in said.replace("\n", " ") and "run again" in said.replace("\n", " ")

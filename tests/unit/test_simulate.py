@@ -62,3 +62,9 @@ def test_the_page_is_written_from_the_record(simulate: ModuleType, tmp_path: Pat
     made = tables.blocks()
     assert made["images"].splitlines()[-1].startswith("| 1,000,000,000 | 136.9 TiB")
     assert "(refused)" in made["runs"]
+
+
+def test_unit_costs_are_measured_with_the_real_code(simulate: ModuleType) -> None:
+    found = importlib.import_module("unit_costs").measure(quick=True)
+    assert found.keys() <= UNITS.keys() | {"eigen_seconds"}
+    assert all(value > 0 for value in found.values()), found

@@ -36,14 +36,14 @@ def new_folder(final: Path) -> Iterator[Path]:
     try:
         yield folder
         for file in folder.iterdir():
-            _flush(file)
-        _flush(folder)
+            flush(file)
+        flush(folder)
         try:
             folder.rename(final)
         except OSError:
             if not final.is_dir():  # anything but "another process was first"
                 raise
-        _flush(final.parent)
+        flush(final.parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -55,15 +55,16 @@ def write_file(path: Path, content: bytes) -> None:
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{uuid.uuid4().hex[:12]}")
     try:
         temporary.write_bytes(content)
-        _flush(temporary)
+        flush(temporary)
         temporary.replace(path)
     finally:
         with contextlib.suppress(OSError):  # it has its name by now, or could not even be begun
             temporary.unlink()
-    _flush(path.parent)
+    flush(path.parent)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Make the content (or, for a folder, the names in it) survive a power cut."""
     if os.name == "nt" and path.is_dir():  # Windows opens no folder
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from regraft.data import converted
 from regraft.data.catalogue import PUBLISHED
 from regraft.data.converted import read_info, write_info
-from regraft.data.home import TEMPORARY_PREFIX, new_folder, write_file
+from regraft.data.home import TEMPORARY_PREFIX, flush, new_folder, write_file
 from regraft.data.mosaics import decode_mosaic
 from regraft.data.packed import PackedSet, PackedWeights, PartFile
 from regraft.errors import DataDamaged
@@ -60,7 +60,7 @@ class Staging:
         key = hashlib.sha256(json.dumps(asdict(item), sort_keys=True).encode()).hexdigest()[:12]
         self.folder = place.with_name(f"{TEMPORARY_PREFIX}unpack-{place.name}-{key}")
         self.record = self.folder / "parts.json"
-        if not self.record.is_file():
+        if not self.record.is_file() or not _usable(item, self.folder):
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)
             _make_empty(item, self.folder)
@@ -108,6 +108,20 @@ def _make_empty(item: PackedSet | PackedWeights, folder: Path) -> None:
     for array in item.info["arrays"]:
         kind: Any = np.uint8 if array.endswith("images") else np.int64
         open_memmap(folder / f"{array}.npy", mode="w+", dtype=kind, shape=item.shape(array)).flush()
+        flush(folder / f"{array}.npy")
+
+
+def _usable(item: PackedSet | PackedWeights, folder: Path) -> bool:
+    """Whether what parts go into is there; a power cut may have left it empty."""
+    if isinstance(item, PackedWeights):
+        return (folder / item.file).is_file()
+    try:
+        return all(
+            np.load(folder / f"{array}.npy", mmap_mode="r", allow_pickle=False).shape == item.shape(array)
+            for array in item.info["arrays"]
+        )
+    except (OSError, ValueError, EOFError):
+        return False
 
 
 def _unpack_rows(item: PackedSet, part: PartFile, data: bytes, folder: Path) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from regraft.data.home import flush as flush
 from regraft.errors import ArtifactDamaged, StoreError
 
 if TYPE_CHECKING:
@@ -26,30 +26,31 @@ def sha256_of(file: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-# Files of tensors up to this size are read at once, in one pass with their digest; larger ones are mapped.
+# Files of tensors up to this size whose digest is asked for are read at once, in one pass with it; others are mapped.
 READ_AT_ONCE = 2**26
 
 
-def verified(file: Path, digest: str | None) -> bytes:
-    """The content of a file, which has this sha256; None: any. Raises ArtifactDamaged, OSError."""
+def verified(file: Path, digest: str) -> bytes:
+    """The content of a file, which has this sha256. Raises ArtifactDamaged, OSError."""
     try:
         content = file.read_bytes()
     except (FileNotFoundError, IsADirectoryError):
         raise ArtifactDamaged(f"{file} is gone") from None
-    if digest is not None and hashlib.sha256(content).hexdigest() != digest:
+    if hashlib.sha256(content).hexdigest() != digest:
         raise ArtifactDamaged(f"{file} does not have the digest it was written with")
     return content
 
 
 def load_tensors(file: Path, digest: str | None = None) -> dict[str, torch.Tensor]:
-    """All tensors of a safetensors file, on the CPU; `digest` as for `verified`.
+    """All tensors of a safetensors file, on the CPU. digest: its sha256; None: not looked at, and only those parts of
+    the file are read that are used.
 
     Reading at once is also what does not leak: safetensors 0.8 keeps some 64 bytes for each tensor of each file that it
     has opened by name, which adds up to gigabytes over days of small runs.
     Raises ArtifactDamaged, OSError, SafetensorError."""
     from safetensors.torch import load, load_file
 
-    if not file.is_file() or file.stat().st_size <= READ_AT_ONCE:
+    if digest is not None and (not file.is_file() or file.stat().st_size <= READ_AT_ONCE):
         return dict(load(verified(file, digest)))
     if digest is not None and sha256_of(file) != digest:
         raise ArtifactDamaged(f"{file} does not have the digest it was written with")
@@ -92,14 +93,3 @@ def writing(place: Path) -> Iterator[None]:
             f"cannot write to the store {place}: {error.strerror or error}. Free some space or check the "
             "permissions, or name another folder with --store; what is finished is kept."
         ) from error
-
-
-def flush(path: Path) -> None:
-    """Make the content (or, for a folder, the names in it) survive a power cut."""
-    if path.is_dir() and os.name == "nt":
-        return  # Windows has no fsync for folders
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
