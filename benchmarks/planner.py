@@ -33,6 +33,13 @@ SOURCES = {
 RUNS_PER_TARGET = len(SOURCES) * len(CUTS) * 2 * 2 * SEEDS  # 2 methods, 2 recipes
 LIMIT_SECONDS, LIMIT_GIB = 5.0, 1.0  # of planning and of status, 10,000 runs
 PROGRAM = "from regraft.cli import program; program()"
+STOPWATCH = """
+import resource, subprocess, sys, time
+start = time.perf_counter()
+code = subprocess.call(sys.argv[1:], stdout=sys.stderr)
+print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(code)
+"""
 
 
 def main() -> None:
@@ -123,17 +130,18 @@ def measured(runs: int, place: Path) -> dict[str, Any]:
 
 def command(*words: str) -> dict[str, float]:
     """Seconds and peak memory of a whole `regraft` process. Raises RuntimeError if it fails."""
-    start = time.perf_counter()
-    with tempfile.TemporaryFile() as said:
-        child = subprocess.Popen([sys.executable, "-c", PROGRAM, *words], stdout=said, stderr=subprocess.STDOUT)
-        _, state, usage = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(state)
-        seconds = time.perf_counter() - start
+    # From a small process in between: a child's peak begins with what its parent had when it was started.
+    with tempfile.TemporaryFile("w+") as said:
+        done = subprocess.run(
+            [sys.executable, "-S", "-c", STOPWATCH, sys.executable, "-c", PROGRAM, *words],
+            stdout=subprocess.PIPE, stderr=said, text=True, check=False,
+        )  # fmt: skip
         said.seek(0)
-        if child.returncode:
-            raise RuntimeError(f"regraft {words[0]} ended with {child.returncode}: {said.read()[-1500:].decode()}")
+        if done.returncode:
+            raise RuntimeError(f"regraft {words[0]} ended with {done.returncode}: {said.read()[-1500:]}")
+    seconds, peak = map(float, done.stdout.split())
     unit = 1 if sys.platform == "darwin" else 1024
-    return {"seconds": round(seconds, 2), "peak_gib": round(usage.ru_maxrss * unit / 2**30, 3)}
+    return {"seconds": round(seconds, 2), "peak_gib": round(peak * unit / 2**30, 3)}
 
 
 def parts(study_file: Path, folder: Path, out: Path) -> dict[str, float]:
