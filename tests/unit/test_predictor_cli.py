@@ -15,8 +15,10 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from regraft import cli_predict
+from regraft.errors import PredictorError
 from regraft.predictor import Predictor
 from regraft.predictor.files import find_pictures
+from regraft.predictor.ui import the_only_predictor
 from tests.unit.predictor_example import tiny_predictor
 
 COLOURS = {"cat": (200, 20, 20), "dog": (20, 200, 20), "owl": (20, 20, 200)}
@@ -189,3 +191,14 @@ def test_class_folders_are_told_by_unicode_s_normal_form(tmp_path: Path) -> None
     (tmp_path / "e\u0301cole").mkdir()
     Image.new("RGB", (4, 4)).save(tmp_path / "e\u0301cole" / "a.png")
     assert [one.label for one in find_pictures([str(tmp_path)], ["\u00e9cole"]).found] == ["\u00e9cole"]
+
+
+def test_the_only_predictor_of_a_folder_needs_no_name(tmp_path: Path) -> None:
+    with pytest.raises(PredictorError, match=r"has no predictor.*regraft ui NAME\.regraft"):
+        the_only_predictor(tmp_path)
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "mine.regraft").touch()
+    assert the_only_predictor(tmp_path) == tmp_path / "mine.regraft"
+    (tmp_path / "yours.regraft").touch()
+    with pytest.raises(PredictorError, match=r"has 2 predictors: mine\.regraft, yours\.regraft\. Name one"):
+        the_only_predictor(tmp_path)

@@ -96,9 +96,13 @@ def the_only_predictor(folder: Path) -> Path:
     found = sorted(folder.glob(f"*{SUFFIX}"))
     if len(found) == 1:
         return found[0]
-    what = "no predictor is" if not found else f"{len(found)} predictors are"
-    names = "".join(f" {one.name}" for one in found[:10])
-    raise PredictorError(f"{what} in this folder:{names or ' none'}. Name one: regraft ui NAME{SUFFIX}")
+    if not found:
+        raise PredictorError(
+            f"{folder.absolute()} has no predictor. Name one: regraft ui NAME{SUFFIX}; "
+            "`regraft advise PICTURES` and `regraft bundle STUDY` write them"
+        )
+    names = ", ".join(one.name for one in found[:10]) + (", ..." if len(found) > 10 else "")
+    raise PredictorError(f"{folder.absolute()} has {len(found)} predictors: {names}. Name one: regraft ui NAME{SUFFIX}")
 
 
 def page(predictor: Predictor, name: str) -> Any:
