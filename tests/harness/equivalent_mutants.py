@@ -47,7 +47,6 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "describe: 'points' -> 'pointsX'": "the name under which an answer is kept: it is only asked for again",
     },
     "data/subsets.py": {
-        "_class_budgets: 0 -> 1 (2)": "differs only for no labels and no names of classes; there is no such caller",
         "_sorted: np.sort(np.concatenate(parts)) if parts else np.empty(0, np.int64) -> np.sort(np.concatenate(parts)) "
         "if True else np.empty(0, np.int64)": NEVER_EMPTY,
         "_sorted: 0 -> 1": NEVER_EMPTY,

@@ -62,6 +62,7 @@ def test_too_many_images_per_class_are_refused_with_the_counts() -> None:
         split_budget(labels_of(10), per_class=1, validation=0.1, seed=0, classes=("cat", "dog"))
     with pytest.raises(TooFewImages, match="class 0 has 0"):
         split_budget(np.empty(0, np.int64), validation=0.1, seed=0)
+    assert list(map(len, split_budget(labels_of(10), validation=0.1, seed=0))) == [9, 1]
 
 
 @pytest.mark.parametrize("share", SHARES)
