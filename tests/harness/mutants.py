@@ -53,7 +53,7 @@ class Module:
 
 CUTS = (
     "tests/unit/test_cuts.py", "tests/unit/test_networks_cuts.py", "tests/unit/test_cuts_real_tensors.py",
-    "tests/laws/test_networks.py",
+    "tests/unit/test_forgetting.py", "tests/laws/test_networks.py",
 )  # fmt: skip
 CASES = "(not laws and not published) or resnet18-cifar"  # of the laws for every network
 READ = (
