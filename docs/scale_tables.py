@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from statistics import median
 from typing import Any
 
 from blocks import REPOSITORY, table
@@ -19,6 +20,8 @@ def blocks() -> dict[str, str]:
     found = {
         name: make(simulated) if simulated else _missing("python benchmarks/simulate.py") for name, make in made.items()
     }
+    scaled = _record("scaleout")
+    found["scaleout"] = _scaleout(scaled) if scaled else _missing("python benchmarks/scaleout.py")
     found["planner"] = _planner(planned) if planned else _missing("python benchmarks/planner.py")
     return found
 
@@ -30,6 +33,21 @@ def _record(name: str) -> dict[str, Any] | None:
 
 def _missing(command: str) -> str:
     return f"Not recorded yet: `{command}`."
+
+
+def _scaleout(record: dict[str, Any]) -> str:
+    names = {"serial": "one process", "processes 2": "two processes", "ray 1": "Ray, one worker", "ray 2": "Ray, two"}
+    lines = []
+    for one in record["contenders"]:
+        ratios = record["speedups"].get(one["name"], [])
+        told = f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else "1"
+        lines.append([names[one["name"]], str(len(one["seconds"])), told])
+    same = "The results were the same bytes everywhere." if not record["differing"] else "Results differed."
+    head = ("trainings run in", "rounds", "times as fast as one process, median (range)")
+    return (
+        f"{table(head, lines)}\n\n{record['job']}; the start of workers and of Ray counts. {same} Asked for: "
+        f"{record['target']} times with two. {_where(record)}"
+    )
 
 
 def _units(record: dict[str, Any]) -> str:
