@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--cifar10", type=int, metavar="N", help="instead: N training pictures of each class")
     parser.add_argument("--per-class", type=int, nargs="+", default=[20, 200])
     parser.add_argument("--draws", type=int, default=5, help="of each size")
+    parser.add_argument("--first-draw", type=int, default=0, metavar="N", help="their numbers begin here")
     parser.add_argument("--rest", type=int, default=300, help="unseen pictures of each class, at most")
     parser.add_argument("--flip", type=float, default=0.0, help="share of labels changed on purpose")
     parser.add_argument("--minutes", type=float, default=5.0)
@@ -50,7 +51,7 @@ def main() -> None:
         if pictures is None:
             parser.error("name a folder of classes, or --cifar10 N")
         for per_class in options.per_class:
-            for draw in range(options.draws):
+            for draw in range(options.first_draw, options.first_draw + options.draws):
                 one = measure(pictures, per_class, draw, Path(place) / f"{per_class}-{draw}", options)
                 found.append(one)
                 print(json.dumps({k: v for k, v in one.items() if k != "notes"}), file=sys.stderr, flush=True)
