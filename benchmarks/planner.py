@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -103,8 +104,11 @@ def measured(runs: int, place: Path) -> dict[str, Any]:
         write_store(study_file, store)
         (place / "complete").touch()
     common = [str(study_file), "--store", str(store)]
-    index = store / "index.sqlite"
-    index.unlink(missing_ok=True)
+    shutil.rmtree(place / "home", ignore_errors=True)
+    os.environ["REGRAFT_HOME"] = str(place / "home")
+    command("plan", str(study_file), "--store", str(place / "nothing"))  # what is known of networks and data is here now
+    indexes = place / "home" / "index"
+    shutil.rmtree(indexes, ignore_errors=True)
     commands = {
         "status (no index yet)": command("status", *common),
         "status": command("status", *common),
@@ -120,7 +124,7 @@ def measured(runs: int, place: Path) -> dict[str, Any]:
         "runs": len(plan(Study.from_yaml(study_file))),
         "artifacts": len(files) // 4,
         "store_bytes": sum(files),
-        "index_bytes": index.stat().st_size if index.exists() else 0,
+        "index_bytes": sum(f.stat().st_size for f in indexes.glob("*")),
         "commands": commands,
         "parts": json.loads(done.stdout.splitlines()[-1]),
         "report_bytes": (out / "report.html").stat().st_size,
