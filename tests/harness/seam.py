@@ -67,7 +67,8 @@ class Seam:
         if event == "open":
             path, _, flags = given
             if isinstance(path, (str, bytes, os.PathLike)) and flags & WRITES:
-                creates = flags & (os.O_CREAT | os.O_TRUNC)
+                # A file without a name (O_TMPFILE) is opened by its folder's.
+                creates = flags & (os.O_CREAT | os.O_TRUNC) and not os.path.isdir(path)
                 self._operation("create" if creates else "open", os.fsdecode(path))
         elif event in NAMES and not isinstance(given[0], int):
             folder = (
