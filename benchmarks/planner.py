@@ -106,7 +106,8 @@ def measured(runs: int, place: Path) -> dict[str, Any]:
     common = [str(study_file), "--store", str(store)]
     shutil.rmtree(place / "home", ignore_errors=True)
     os.environ["REGRAFT_HOME"] = str(place / "home")
-    command("plan", str(study_file), "--store", str(place / "nothing"))  # what is known of networks and data is here now
+    # What is known of networks and data is here from now on.
+    command("plan", str(study_file), "--store", str(place / "nothing"))
     indexes = place / "home" / "index"
     shutil.rmtree(indexes, ignore_errors=True)
     commands = {

@@ -2,7 +2,8 @@
 
 python -m tests.harness.covered [--part tests/unit ...] [--slow] [--record]
 
-Processes that tests start are measured as well, but for those that are killed. Code that only a device, a cluster or another system runs is left out: DEVICE_ONLY, and what is marked so.
+Processes that tests start are measured as well, but for those that are killed. Code that only a device, a cluster or
+another system runs is left out: DEVICE_ONLY, and what is marked so.
 """
 
 from __future__ import annotations
