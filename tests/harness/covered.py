@@ -27,6 +27,7 @@ DEVICE_ONLY = (
     "*/study/ray_executor.py",  # needs Ray: tests/study/test_ray.py with a cluster
     "*/study/devices.py",  # several GPUs
 )
+TIMED = ("takes_less_than_half_a_second", "loads_nothing_heavy")  # tests of start-up, which measuring slows down
 SETTINGS = """
 [run]
 branch = True
@@ -49,6 +50,7 @@ def measure(parts: Sequence[str], folder: Path, *, slow: bool) -> list[str]:
     settings = folder / "coverage.ini"
     settings.write_text(SETTINGS.format(folder=folder, omit="\n    ".join(DEVICE_ONLY)))
     chosen = ["-m", "not gpu and not network" + ("" if slow else " and not slow")]
+    chosen += ["-k", " and ".join(f"not {name}" for name in TIMED)]
     command = [sys.executable, "-m", "coverage", "run", f"--rcfile={settings}", "-m", "pytest", *chosen, *parts]
     done = subprocess.run(command, cwd=REPOSITORY, stdout=sys.stderr, check=False)
     return [f"the tests ended with exit code {done.returncode}"] if done.returncode else []

@@ -291,3 +291,30 @@ def test_a_file_that_cannot_grow_is_said_and_not_left_behind(tmp_path: Path) -> 
     assert [line.startswith("cannot write to the store") for line in done.stdout.splitlines()] == [True, True]
     assert "too large" in done.stdout
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_checkpoints_of_what_is_finished_are_cleared_and_no_others(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    done, taken = store.cached(SPEC, payload).key, store.cached({**SPEC, "x": 2}, payload).key
+    missing = key_of({**SPEC, "x": 3})
+    for key in (done, taken, missing):
+        Scratch(tmp_path / "work" / key).save({"epoch": 1}, {})
+    lock = Lock(tmp_path / "locks" / taken, wait=False)
+    lock.acquire()
+    store.clear_finished()
+    assert {path.name for path in (tmp_path / "work").iterdir()} == {taken, missing}
+    lock.release()
+    store.clear_finished()
+    assert {path.name for path in (tmp_path / "work").iterdir()} == {missing}
+
+
+def test_a_study_clears_the_checkpoints_that_a_kill_left(tmp_path: Path) -> None:
+    from regraft.spec import Study
+    from regraft.study.run import run_study
+    from tests.study.conftest import small_study
+
+    study, store = Study.from_dict({**small_study(), "seeds": [0]}), Store(tmp_path)
+    key = run_study(study, store, threads=1).cells[0].key
+    Scratch(tmp_path / "work" / key).save({"epoch": 1}, {})
+    run_study(study, store, threads=1)
+    assert list((tmp_path / "work").iterdir()) == []

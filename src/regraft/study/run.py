@@ -74,5 +74,6 @@ def run_study(
             # The best recipe of each cell on validation is scored: the only step that meets test labels.
             account.settle(run_all(obtain_score, account.score_steps()))
         finished = read_results(study, store, keys=keys, reasons=account.failed)
+    store.clear_finished()
     account.end(finished)
     return finished

@@ -25,7 +25,7 @@ from regraft.data.home import home
 from regraft.errors import ArtifactDamaged, StoreError, UnknownName
 from regraft.study.disk import canonical as canonical
 from regraft.study.disk import flush, load_tensors, reading, save_tensors, sha256_of, writing
-from regraft.study.locks import Lock
+from regraft.study.locks import Busy, Lock, held
 from regraft.study.provenance import provenance
 from regraft.study.scratch import Scratch as Scratch
 
@@ -117,6 +117,14 @@ class Store:
             artifact = self._write(key, spec, payload, record)
             scratch.clear()
             return artifact
+
+    def clear_finished(self) -> None:
+        """Remove the checkpoints of what is finished: a process may be killed after the one and before the other."""
+        with contextlib.suppress(StoreError, OSError):  # a store that can only be read keeps them
+            for left in (self.root / "work").glob("*"):
+                if self.path(left.name).is_dir() and not held(self.root / "locks" / left.name):
+                    with contextlib.suppress(Busy), self.locked(left.name, wait=False):
+                        shutil.rmtree(left, ignore_errors=True)
 
     @contextlib.contextmanager
     def locked(self, name: str, *, wait: bool = True) -> Iterator[None]:
