@@ -74,14 +74,11 @@ def _crashed(record: dict[str, Any]) -> str:
     if part := record.get("killed"):
         found.append(f"{part['kills']:,} times `kill -9` at random moments of {part['studies']:,} studies")
     if part := record.get("crashed"):
-        found.append(f"ended at {_points(part)} in {sum(part['tried'].values()):,} ways (crash, power cut, torn file)")
+        ways = ", ".join(f"{how} {times:,}" for how, times in part["tried"].items())
+        found.append(f"ended at operations that change a file, of which there are {part['write_points']:,} ({ways})")
     if part := record.get("faulty disk"):
         found.append(f"{part['faults']:,} errors of the disk ({', '.join(part['by_error'])})")
     return "; ".join(found)
-
-
-def _points(part: dict[str, Any]) -> str:
-    return f"{part['write_points']:,} operations that change a file"
 
 
 def _written(record: dict[str, Any]) -> str:
