@@ -335,20 +335,14 @@ def main() -> None:
     """The whole command. An error of the user's is one clear message, not a traceback."""
     try:
         app()
-    except RegraftError as error:
-        if os.environ.get("REGRAFT_DEBUG"):
-            raise
+    except (RegraftError, OSError) as error:
+        if os.environ.get("REGRAFT_DEBUG") or (isinstance(error, OSError) and not error.errno):
+            raise  # an OSError without a number is not the system's
         from regraft.show.text import printable_lines
 
-        typer.echo(f"error: {printable_lines(str(error))}", err=True)
+        said = of_the_disk(error) if isinstance(error, OSError) else str(error)
+        typer.echo(f"error: {printable_lines(said)}", err=True)
         raise SystemExit(2 if isinstance(error, StudyError) else 1) from None
-    except OSError as error:
-        if os.environ.get("REGRAFT_DEBUG") or not error.errno:  # without a number it is not the system's
-            raise
-        from regraft.show.text import printable_lines
-
-        typer.echo(f"error: {printable_lines(of_the_disk(error))}", err=True)
-        raise SystemExit(1) from None
 
 
 def of_the_disk(error: OSError) -> str:
