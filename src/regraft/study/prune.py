@@ -16,6 +16,7 @@ from regraft.study.features import table_name, training_views
 from regraft.study.index import remove_index
 from regraft.study.keys import Keys, NotTrained, cacheable
 from regraft.study.locks import Busy, held
+from regraft.study.locks import names as lock_names
 from regraft.study.plan import Cell, plan
 from regraft.study.scores import score_keys
 from regraft.study.store import Store
@@ -130,10 +131,10 @@ def _remove(store: Store, path: Path) -> None:
 
 
 def _tidy(store: Store) -> None:
-    for lock in (store.root / "locks").glob("*"):
-        if not held(lock):
-            with contextlib.suppress(Busy), store.locked(lock.name, wait=False):
-                pass  # its release removes the file
+    for name in lock_names(store.root / "locks"):
+        if not held(store.root / "locks" / name):
+            with contextlib.suppress(Busy), store.locked(name, wait=False):
+                pass  # its release removes the files
     for group in (store.root / "groups").glob("*"):
         empty_for_long = _age_seconds(group) > LEFTOVER_SECONDS  # a fresh one may be about to be filled
         for entry in group.iterdir():
