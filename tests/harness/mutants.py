@@ -58,7 +58,7 @@ CUTS = (
 CASES = "(not laws and not published) or resnet18-cifar"  # of the laws for every network
 READ = (
     "key_of", "Store.get", "Store.has", "Store.read", "Store.verify", "Store.keys", "Store.find", "Store.link",
-    "Store.linked", "Store.path", "_read_record", "_verify",
+    "Store.linked", "Store.path", "_read_record",
 )  # fmt: skip
 STORE = ("tests/unit/test_store_keys.py", "tests/unit/test_store.py")
 QUICK = "not flipped and not grow and not full_disk"
@@ -68,7 +68,7 @@ MODULES = (
     Module("data/subsets.py", ("tests/laws/test_budgets.py", "tests/laws/test_subsets.py")),
     Module("study/keys.py", ("tests/unit/test_keys.py", "tests/unit/test_key_fields.py")),
     Module("study/store.py", STORE, READ, only=QUICK),
-    Module("study/disk.py", STORE, ("canonical", "sha256_of"), only=QUICK),
+    Module("study/disk.py", STORE, ("canonical", "sha256_of", "verify", "verified"), only=QUICK),
     Module("analysis/stats.py", ("tests/unit/test_stats_texts.py", "tests/unit/test_stats.py")),
 )  # fmt: skip
 

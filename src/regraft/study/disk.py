@@ -26,18 +26,27 @@ def sha256_of(file: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
+_ITS_DIGEST = "the digest it was written with"
 # Files of tensors up to this size whose digest is asked for are read at once, in one pass with it; others are mapped.
 READ_AT_ONCE = 2**26
 
 
-def verified(file: Path, digest: str) -> bytes:
+def verify(file: Path, digest: str | None) -> None:
+    """Raises ArtifactDamaged unless the file has this sha256; OSError."""
+    if not file.is_file():
+        raise ArtifactDamaged(f"{file} is gone")
+    if sha256_of(file) != digest:
+        raise ArtifactDamaged(f"{file} does not have {_ITS_DIGEST}")
+
+
+def verified(file: Path, digest: str | None) -> bytes:
     """The content of a file, which has this sha256. Raises ArtifactDamaged, OSError."""
     try:
         content = file.read_bytes()
     except (FileNotFoundError, IsADirectoryError):
         raise ArtifactDamaged(f"{file} is gone") from None
     if hashlib.sha256(content).hexdigest() != digest:
-        raise ArtifactDamaged(f"{file} does not have the digest it was written with")
+        raise ArtifactDamaged(f"{file} does not have {_ITS_DIGEST}")
     return content
 
 
@@ -52,8 +61,8 @@ def load_tensors(file: Path, digest: str | None = None) -> dict[str, torch.Tenso
 
     if digest is not None and (not file.is_file() or file.stat().st_size <= READ_AT_ONCE):
         return dict(load(verified(file, digest)))
-    if digest is not None and sha256_of(file) != digest:
-        raise ArtifactDamaged(f"{file} does not have the digest it was written with")
+    if digest is not None:
+        verify(file, digest)
     return dict(load_file(file))
 
 

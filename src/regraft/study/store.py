@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from regraft.data.home import home
 from regraft.errors import ArtifactDamaged, StoreError, UnknownName
 from regraft.study.disk import canonical as canonical
-from regraft.study.disk import flush, load_tensors, reading, save_tensors, sha256_of, writing
+from regraft.study.disk import flush, load_tensors, reading, save_tensors, sha256_of, verified, verify, writing
 from regraft.study.locks import Busy, Lock, held
 from regraft.study.provenance import provenance
 from regraft.study.scratch import Scratch as Scratch
@@ -168,9 +168,9 @@ class Store:
             raise UnknownName(f"the store has no artifact {key!r}; list a study's with: regraft status STUDY")
         with reading(path):
             record = _read_record(path)
-            for name in ("spec.json", "values.json"):
-                _verify(path / name, record["sha256"].get(name))
-            spec, values = (json.loads((path / name).read_text("utf-8")) for name in ("spec.json", "values.json"))
+            spec, values = (
+                json.loads(verified(path / name, record["sha256"].get(name))) for name in ("spec.json", "values.json")
+            )
             if key_of(spec) != key:
                 raise ArtifactDamaged(f"{path}: its spec does not have the key {key}")
             if not (path / "data.safetensors").is_file():
@@ -181,7 +181,7 @@ class Store:
         """As `read`, and every byte of the tensors is compared with its digest as well."""
         artifact = self.read(key)
         with reading(artifact.path):
-            _verify(artifact.path / "data.safetensors", artifact.record["sha256"].get("data.safetensors"))
+            verify(artifact.path / "data.safetensors", artifact.record["sha256"].get("data.safetensors"))
         return artifact
 
     def keys(self) -> list[str]:
@@ -299,8 +299,3 @@ def _read_record(path: Path) -> dict[str, Any]:
     if not intact or not isinstance(record, dict):
         raise ArtifactDamaged(f"{path / 'record.json'} does not have the digest it was written with")
     return record
-
-
-def _verify(file: Path, digest: str | None) -> None:
-    if not file.is_file() or sha256_of(file) != digest:
-        raise ArtifactDamaged(f"{file} does not have the digest it was written with")
