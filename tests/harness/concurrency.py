@@ -111,7 +111,8 @@ def together(on: Stand, case: str, processes: int, random: np.random.Generator) 
             bad += [f"process {i}: {what}" for what in differences(place, on.whole)]
     lines = [line.split() for place in places for line in place.log.read_text().splitlines() if place.log.exists()]
     written = Counter(key for stage, key in lines if stage != "images")
-    bad += [f"left: {name}" for name in left_behind(places[0]) if not killed and name.startswith("../store/")]
+    if not killed:
+        bad += [f"left: {name}" for name in left_behind(places[0]) if name.startswith("../store/")]
     twice = sum(count - 1 for count in written.values())
     found = {
         "artifacts": len(written), "computed_again": twice, "share_computed_again": round(twice / len(written), 3),

@@ -27,7 +27,9 @@ DEVICE_ONLY = (
     "*/study/ray_executor.py",  # needs Ray: tests/study/test_ray.py with a cluster
     "*/study/devices.py",  # several GPUs
 )
-TIMED = ("takes_less_than_half_a_second", "loads_nothing_heavy")  # tests of start-up, which measuring slows down
+TIMED = (  # tests with a limit of time, which measuring slows down
+    "takes_less_than_half_a_second", "loads_nothing_heavy", "a_broken_study_is_planned_or_refused",
+)  # fmt: skip
 SETTINGS = """
 [run]
 branch = True

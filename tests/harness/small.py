@@ -321,4 +321,4 @@ def _without_costs(file: Path) -> Any:
 def left_behind(place: Place) -> list[str]:
     """Temporary files and folders that are still there."""
     found = [*place.store.glob("tmp/*"), *place.store.glob("work/*"), *place.store.glob("damaged/*")]
-    return [str(p.relative_to(place.folder)) for p in [*found, *place.out.glob(".*")]]
+    return [os.path.relpath(p, place.folder) for p in [*found, *place.out.glob(".*")]]
