@@ -36,6 +36,7 @@ branch = True
 source = regraft
 parallel = True
 patch = subprocess, _exit
+sigterm = True
 data_file = {folder}/data
 [report]
 omit = {omit}
