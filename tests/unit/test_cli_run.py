@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner, Result
 
 import regraft
@@ -20,6 +21,7 @@ from regraft.spec import Study
 from regraft.study.store import Store
 from tests.study.conftest import TINY
 from tests.study.test_audit import write
+from tests.unit.predictor_example import pictures, tiny_predictor
 from tests.unit.test_duplicates import scenes
 
 
@@ -31,9 +33,9 @@ def run(*words: str | Path) -> Result:
 def study(tmp_path: Path) -> Path:
     """The file of a study on a folder of 24 pictures that are trained on and 8 that test."""
     for i, name in enumerate(("day", "night")):
-        pictures = scenes(16, seed=i)
-        write(tmp_path / "sky" / "train" / name, pictures[:12])
-        write(tmp_path / "sky" / "test" / name, pictures[12:])
+        images = scenes(16, seed=i)
+        write(tmp_path / "sky" / "train" / name, images[:12])
+        write(tmp_path / "sky" / "test" / name, images[12:])
     content: dict[str, Any] = {
         "study": "small", "seeds": [0],
         "sources": {"net": {"network": TINY, "weights": "random", "image_size": 32}},
@@ -117,3 +119,21 @@ def test_ui_without_a_predictor_says_how_to_get_one(tmp_path: Path, monkeypatch:
     error = run("ui", "--no-browser").exception
     assert isinstance(error, PredictorError)
     assert "`regraft bundle STUDY`" in str(error)
+
+
+@pytest.mark.slow
+def test_a_push_that_is_refused_leaves_what_was_exported(tmp_path: Path) -> None:
+    """In a process of its own: the Hub's library reads its settings when it is imported."""
+    model = tiny_predictor().save(tmp_path / "tiny.regraft")
+    Image.fromarray(pictures(1)[0]).save(tmp_path / "one.png")
+    nowhere = {"HF_HOME": str(tmp_path), "HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    settings = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+    done = process(
+        "export", str(model), "--format", "torch-export", "--images", "one.png", "--push", "owner/name",
+        capture_output=True, cwd=tmp_path, env={**settings, **nowhere},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Parity: n = " in done.stdout
+    assert "On the Hub" not in done.stdout
+    assert done.stderr.splitlines()[-1].startswith("error: nobody is logged in to the Hub on this machine")
+    assert (tmp_path / "tiny.pt2").is_file()
