@@ -96,6 +96,13 @@ def test_the_module_is_the_command_and_all_that_it_printed_arrives() -> None:
     assert wrong.stderr.startswith("error: no preset 'quickstrat'; did you mean 'quickstart'?")
 
 
+def test_a_worker_that_imports_the_main_module_does_not_run_the_command_again() -> None:
+    """As processes that are spawned do, under another name."""
+    code = "import runpy; runpy.run_module('regraft.__main__', run_name='__mp_main__'); print('alive')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
+
+
 def test_whoever_reads_the_output_may_go() -> None:
     """As `regraft schema | head -1` does."""
     reading, writing = os.pipe()
