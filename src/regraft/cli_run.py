@@ -211,7 +211,7 @@ def time_limit(minutes: float | None) -> Iterator[Limit]:
 
     def stop() -> None:
         limit.reached.set()
-        if sys.platform == "win32":
+        if sys.platform == "win32":  # pragma: no cover: another operating system
             _thread.interrupt_main()
         else:  # a real signal also wakes a main thread that waits for worker processes
             signal.pthread_kill(main, signal.SIGINT)

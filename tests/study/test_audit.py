@@ -195,6 +195,20 @@ def test_the_command_prints_tables_or_json_and_writes_the_page(scored: tuple[Stu
     assert len(json.loads(printed.stdout)["pairs"]) == 6
 
 
+def test_of_a_long_table_the_command_shows_the_first_rows_and_says_how_many_more(tmp_path: Path) -> None:
+    for name in ("day", "night"):  # every test picture is a training picture
+        for split in ("train", "test"):
+            write(tmp_path / "sky" / split / name, scenes(12, seed=len(name)))
+    app = typer.Typer()
+    cli_audit.add_to(app)
+    (tmp_path / "study.yaml").write_text(study_of(tmp_path / "sky").to_yaml())
+    words = [str(tmp_path / "study.yaml"), "--store", str(tmp_path / "store"), "--offline"]
+    shown = CliRunner().invoke(app, words, catch_exceptions=False).stdout
+    assert len(json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)["pairs"]) == 24
+    assert "... and 4 more; --out FILE.html or --json shows them" in shown
+    assert "Written to" not in shown
+
+
 def test_an_audit_is_searched_once_and_read_from_then_on(
     audited: Audit, scored: tuple[Study, Store], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,11 +17,13 @@ from typer.testing import CliRunner
 from regraft.cli_store import add_to
 from regraft.data.home import TEMPORARY_PREFIX, write_file
 from regraft.errors import StoreError
+from regraft.spec import Study
 from regraft.study import locks
 from regraft.study.files import write_text
 from regraft.study.locks import Lock, held
 from regraft.study.store import Artifact, Payload, Scratch, Store
 from regraft.study.verify import verify_store
+from tests.study.conftest import small_study
 
 SPEC: dict[str, Any] = {"stage": "test", "version": 1, "x": 1}
 LONG_AGO = time.time() - 2 * 24 * 3600
@@ -198,6 +200,19 @@ def test_check_of_some_keys_reads_those_only(tmp_path: Path) -> None:
     damage(broken)
     assert verify_store(store, {sound.key}).sound
     assert not verify_store(store, {broken.key}).sound
+
+
+def test_check_of_a_study_reads_what_that_needs_and_repair_says_what_comes_next(tmp_path: Path) -> None:
+    store, file = Store(tmp_path / "store"), tmp_path / "study.yaml"
+    file.write_text(Study.from_dict(small_study()).to_yaml())
+    damage(stored(store))  # of no study
+    code, said = checked(store.root, "--study", str(file))
+    assert code == 0
+    assert "0 artifacts" in said
+    assert checked(store.root)[0] == 1
+    code, said = checked(store.root, "--repair")
+    assert code == 0
+    assert "1 found damaged and set aside; the next run of a study" in " ".join(said.split())
 
 
 def test_check_of_what_is_no_store_says_so(tmp_path: Path) -> None:

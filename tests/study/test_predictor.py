@@ -7,7 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
+from typer.testing import CliRunner
 
+from regraft import cli_predict
 from regraft.analysis.stats import wilson_interval
 from regraft.data import Dataset, load_dataset
 from regraft.errors import RunError, StudyError, UnknownName
@@ -76,6 +79,22 @@ def test_a_predictor_answers_as_the_study_did(store: Store, tmp_path: Path) -> N
         assert_same_answers(results, row, tmp_path, exactly=True)
     check_what_is_stated(results, store)
     check_what_is_refused(results, store)
+    check_the_command(results, store, tmp_path)
+
+
+def check_the_command(results: Results, store: Store, folder: Path) -> None:
+    app = typer.Typer()
+    cli_predict.add_to(app)
+    (folder / "study.yaml").write_text(results.study.to_yaml())
+    words = ["bundle", str(folder / "study.yaml"), "--row", "ridge", "--store", str(store.root), "--offline"]
+    out = folder / "mine.regraft"
+    said = CliRunner().invoke(app, [*words, "--device", "cpu", "--out", str(out)], catch_exceptions=False).stdout
+    predictor = Predictor.load(out, device="cpu", backend="eager")
+    assert (predictor.manifest.metrics["seed"], len(predictor.classes)) == (0, 5)
+    test = predictor.manifest.metrics["test"]
+    assert f"Written to {out} (" in said
+    assert f"ridge, seed 0, 5 classes, test accuracy {100 * test['accuracy']:.1f} % [" in said
+    assert f"n = {test['n']}" in said
 
 
 def check_what_is_stated(results: Results, store: Store) -> None:

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from regraft import cli_science
 from regraft.analysis.adviser import advised_beside_measured, adviser_table
+from regraft.errors import StudyError
 from regraft.learn import score_names, transferability
 from regraft.learn.transferability import feature_scores
 from regraft.show.figures_base import svg
@@ -243,6 +244,21 @@ def test_the_command_prints_scores_and_advice_and_draws_them(results: Results, s
     told = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
     assert len(told["rows"]) == len(table(store))
     assert {one["score"] for one in told["advice"]} == {one.score for one in adviser_table(table(store))}
+
+
+def test_a_figure_of_advice_is_refused_where_there_is_one_cut_alone(
+    results: Results, store: Store, tmp_path: Path
+) -> None:
+    app = typer.Typer()
+    cli_science.add_to(app)
+    file, out = tmp_path / "study.yaml", tmp_path / "advice.svg"
+    one = {"source": "trained", "cut": CUTS[0], "method": "frozen", "target": "few", "recipe": "ridge"}
+    file.write_text(study_of(grid=one).to_yaml())
+    words = ["scores", str(file), "--store", str(store.root), "--offline", "--device", "cpu", "--out", str(out)]
+    refused = CliRunner().invoke(app, words)
+    assert isinstance(refused.exception, StudyError)
+    assert str(refused.exception).startswith("no group of scored rows has two cuts to choose between")
+    assert not out.exists()
 
 
 @pytest.mark.slow

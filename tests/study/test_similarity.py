@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -65,10 +66,20 @@ def test_rows_that_cannot_be_compared_are_refused(store: Store) -> None:
         similarity(tuned_study(), "tuned", "larger", store)
 
 
-def test_the_commands_print_what_the_library_finds(store: Store, tmp_path: pytest.TempPathFactory) -> None:
+def test_the_commands_print_what_the_library_finds(store: Store, tmp_path: Path) -> None:
     file = f"{tmp_path}/study.yaml"
     with open(file, "w", encoding="utf-8") as opened:
         opened.write(tuned_study().to_yaml())
     said = CliRunner().invoke(app, ["similarity", file, "tuned", "--store", str(store.root), "--json"])
     assert said.exit_code == 0, said.output
     assert len(json.loads(said.output)["cka"]) == len(json.loads(said.output)["cuts"][0])
+    words = [file, "first frozen", "--store", str(store.root), "--out", str(tmp_path / "map.svg")]
+    lines = CliRunner().invoke(app, ["similarity", *words], catch_exceptions=False).stdout.splitlines()
+    still = next(line for line in lines if line.startswith("layer1"))
+    assert still.endswith("CKA 1.000, weights moved by 0.0 %")
+    assert not next(line for line in lines if line.startswith("layer4")).endswith("moved by 0.0 %")
+    assert (tmp_path / "map.svg").read_text("utf-8").startswith("<svg")
+    both = CliRunner().invoke(app, ["similarity", file, "tuned", "frozen", "--store", str(store.root)])
+    assert both.exit_code == 0, both.output
+    assert "CKA" in both.stdout
+    assert "moved" not in both.stdout

@@ -7,6 +7,7 @@ import json
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -115,6 +116,34 @@ def test_every_answer_forbids_what_it_does_not_need(quiet: tuple[LiveView, str])
     assert not re.search(rb"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(", answers[1][2])
 
 
+def test_what_is_no_request_is_refused_and_the_next_is_answered(quiet: tuple[LiveView, str]) -> None:
+    place = urlsplit(quiet[1])
+    for line, status in ((b"GARBAGE", b"400"), (b"GET / HTTP/9.9", b"505"), (b"GET " + b"/" * 70_000, b"414")):
+        with socket.create_connection(("127.0.0.1", place.port or 0), timeout=10) as client:
+            client.sendall(line + b"\r\n\r\n")
+            assert status in client.makefile("rb").read()
+    assert ask(quiet[1])[0] == 200
+
+
+def test_a_page_that_goes_while_it_is_answered_is_no_error(
+    quiet: tuple[LiveView, str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    view, address = quiet
+    threads = threading.active_count()
+    view.show([], b"x" * 50_000_000)  # more than the connection takes at once
+    place = urlsplit(address)
+    with socket.create_connection(("127.0.0.1", place.port or 0), timeout=10) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closed with a reset
+        client.sendall(f"GET {place.path}report HTTP/1.1\r\nHost: {place.netloc}\r\n\r\n".encode())
+        assert client.recv(10)
+    view.show([], b"the next")
+    assert ask(address, "report")[2] == b"the next"
+    until = time.monotonic() + 10
+    while threading.active_count() > threads and time.monotonic() < until:  # the thread that answered it
+        time.sleep(0.01)
+    assert capfd.readouterr().err == ""
+
+
 def test_a_port_that_is_taken_is_an_error_that_says_so(quiet: tuple[LiveView, str]) -> None:
     port = urlsplit(quiet[1]).port or 0
     again = served(quiet[0], port)
@@ -220,6 +249,26 @@ def test_a_study_is_followed_while_it_runs(tmp_path: Path) -> None:
     assert "2 cells have no score" in html
     assert len(results.cells) == 2
     assert told["phase"] == "running"
+
+
+def test_a_run_goes_on_without_reports_where_none_can_be_drawn(tmp_path: Path) -> None:
+    """The process that draws them is killed, as where memory runs out."""
+    study = Study.from_dict(small_study())
+    with live_view(study, Store(tmp_path)) as (view, address):
+        (drawing,) = (thread for thread in threading.enumerate() if thread.name == "live report")
+        view.report(PlanReady("small", 4, 1, 100.0))
+        until = time.monotonic() + 60
+        while (process := getattr(drawing, "process", None)) is None and time.monotonic() < until:
+            time.sleep(0.01)
+        assert process is not None
+        process.kill()
+        drawing.join(60)
+        view.report(StepStarted("fit:a", "fit", "a", 40.0))
+        view.report(StepDone("fit:a", False, 1.0))
+        told = state(address)
+    assert "The report cannot be drawn before the end; the run goes on." in told["lines"]
+    assert told["headline"].startswith("2/4 runs")
+    assert told["report"] == ""
 
 
 @pytest.mark.slow

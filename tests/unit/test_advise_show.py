@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 
@@ -21,7 +23,7 @@ from regraft.analysis.findings import (
 )
 from regraft.analysis.mislabelled import SelfTest
 from regraft.show import figures_advice, figures_base
-from regraft.show.advice import advice_html, curve_text, sentences, short_html, text_lines
+from regraft.show.advice import advice_html, curve_text, sentences, short_html, text_lines, write_advice
 
 HOSTILE = "<script>alert(1)</script>\x1b[31m\u202eevil"
 
@@ -92,6 +94,27 @@ def test_there_is_no_figure_of_nothing(make) -> None:  # type: ignore[no-untyped
     empty = replace(found, tried=found.tried[:1], extrapolation=replace(found.extrapolation, points=()))
     assert make(empty) is None
     assert "data:image/svg" not in advice_html(empty)
+
+
+def test_a_folder_without_doubts_says_no_more_than_was_found(tmp_path: Path) -> None:
+    """All answered rightly, nothing unlabelled: no heading stands above nothing, and no link leads nowhere."""
+    found = findings()
+    clean = replace(
+        found, confused=(), doubted=(), thumbnails=(), notes=(), tried=found.tried[:1],
+        extrapolation=replace(found.extrapolation, points=()), next=replace(found.next, classes=(), pictures=()),
+        pictures=replace(found.pictures, problems=(), own_test=True), predictor_file="best.regraft",
+    )  # fmt: skip
+    lines = text_lines(clean)
+    assert not [line for line in lines if line.endswith(":") or line.startswith(("  ", "!", "- "))]
+    assert not [line for line in lines if "Most confused" in line]
+    for said in ("No label is in doubt.", "No class would gain", "(its own test part)",
+                 "trained on 400 pictures: best.regraft"):  # fmt: skip
+        assert [line for line in lines if said in line], said
+    page = write_advice(clean, tmp_path / "new" / "advice.html", command="regraft advise <b>").read_text("utf-8")
+    assert page == advice_html(clean, command="regraft advise <b>")
+    assert "regraft advise &lt;b&gt;" in page
+    assert "Confused classes" not in page
+    assert set(re.findall(r'href="#([^"]+)"', page)) <= set(re.findall(r'id="([^"]+)"', page))
 
 
 def test_findings_are_plain_data() -> None:

@@ -21,6 +21,7 @@ from regraft.analysis.adviser import (
 from regraft.analysis.stats import paired_difference, t_interval
 from regraft.errors import UnknownName
 from regraft.learn.score_names import PROBE
+from regraft.show.figures_science import advice_page, measured_by_score, regret_by_score
 from regraft.study.scores import ScoreRow
 
 CUTS = {"a": 0.5, "b": 0.7, "c": 0.8, "d": 0.6}
@@ -197,3 +198,12 @@ def test_the_table_in_words_names_scores_regrets_and_their_n() -> None:
     assert "trivial" in found
     assert "7.5 [" in found
     assert found.split()[-2:] == ["4", "2"]
+
+
+def test_there_is_no_figure_of_advice_where_nothing_was_to_be_chosen_between() -> None:
+    """A source with one cut, and rows that are not scored yet."""
+    alone, unscored = ROWS[:1], [row(r.source, r.cut, r.scores["depth"], None, LogME=1.0) for r in ROWS]
+    for rows in (alone, unscored, []):
+        assert advice_page(rows) is None
+        assert regret_by_score(adviser_table(rows)) is None
+        assert measured_by_score(rows) is None

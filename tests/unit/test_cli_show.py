@@ -65,6 +65,15 @@ def test_a_file_that_is_no_results_is_said_to_be_none(content: str, tmp_path: Pa
         run("table", str(tmp_path / "none.json"))
 
 
+def test_what_is_wrong_in_the_study_of_a_results_file_is_said_as_of_any_study(results: str) -> None:
+    content = json.loads(Path(results).read_text("utf-8"))
+    content["study"]["rows"][0]["metod"] = "frozen"
+    Path(results).write_text(json.dumps(content), "utf-8")
+    with pytest.raises(StudyError, match=r"rows\[0\]\.metod: unknown field; did you mean 'method'\?") as raised:
+        run("table", results)
+    assert "no results.json" not in str(raised.value)
+
+
 def test_a_study_is_compared_with_itself_and_is_equal(results: str, tmp_path: Path) -> None:
     told = run("compare", results, results)
     assert "7 rows matched: 7 equal" in told
@@ -107,3 +116,11 @@ def test_a_name_of_another_study_s_figure_is_refused(tmp_path: Path) -> None:
     file = grid_of_cuts().to_json(tmp_path / "cuts.json")
     with pytest.raises(StudyError, match="has nothing to draw for the figure 'transfer'"):
         run("figure", "transfer", str(file))
+
+
+def test_runs_are_tracked_once_and_it_is_said_where(results: str, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    words = ("track", results, "--to", "tensorboard", "--folder", str(tmp_path / "board"))
+    assert run(*words).replace("\n", "") == f"21 runs written to {tmp_path / 'board'}"
+    assert len(list((tmp_path / "board").rglob("events.out.*"))) == 21
+    assert run(*words).replace("\n", "") == f"0 runs written to {tmp_path / 'board'}, 21 were there already"

@@ -19,6 +19,7 @@ from regraft.show.figures_arms import arms, source_colours, way_looks
 from regraft.show.figures_base import spec
 from regraft.show.figures_save import font_known, size
 from regraft.show.notebook import figure
+from regraft.spec import Study
 from regraft.study.results import Results
 from tests.unit.show_example import HOSTILE, cell, grid_of_cuts, hostile, seven_rows
 from tests.unit.show_many import many_arms
@@ -98,6 +99,32 @@ def test_rows_that_differ_in_the_recipe_alone_are_arms_of_their_own() -> None:
     told = arms(dataclasses.replace(results, study=study))
     ways = {told[row.name].way for row in study.all_rows() if row.method == "frozen" and row.target == "cifar10"}
     assert ways == {"frozen, short", "frozen, long"}
+
+
+def test_a_row_that_starts_with_the_head_of_a_row_keeps_its_source_s_colour_and_says_how_it_came_about() -> None:
+    """Linear probing, then fine-tuning: the weights are those that the probe was cut from, no source of their own."""
+    rows: list[dict[str, Any]] = [
+        {"name": "probe", "source": "imagenet", "method": "frozen", "head": "mlp"},
+        {"name": "lp-ft", "source": "probed", "head": {"kind": "mlp", "start": "source"}},
+        {"name": "tuned", "source": "imagenet"},
+        {"name": "again", "source": "went on", "head": {"kind": "linear", "start": "source"}},
+    ]
+    study = Study.from_dict({
+        "study": "handed", "seeds": [0],
+        "sources": {"imagenet": {"network": "resnet50", "weights": "pretrained"}, "probed": {"run": "probe"},
+                    "went on": {"run": "tuned"}},
+        "targets": {"cifar10": {"data": "cifar10"}}, "recipes": {"short": {"epochs": 12}},
+        "rows": [{"target": "cifar10", "recipe": "short", **row} for row in rows],
+    })  # fmt: skip
+    cells = [
+        cell(row=row.name, source=row.source, method=row.method, head=row.head.label, weights="pretrained", cut="all")
+        for row in study.all_rows()
+    ]
+    told = arms(Results(study, cells, [], len(cells)))
+    assert {arm.source for arm in told.values()} == {"imagenet"}
+    assert [told[row["name"]].way for row in rows] == [
+        "frozen, mlp head", "LP-FT, mlp head", "fine-tuned, short", "again",
+    ]  # fmt: skip
 
 
 def test_budgets_are_images_per_class_where_every_target_says_so() -> None:
@@ -225,6 +252,13 @@ def test_a_notebook_gets_a_light_and_a_dark_picture_that_need_no_script() -> Non
     assert "prefers-color-scheme: dark" in html
     assert "<script" not in html
     assert HOSTILE not in html
+
+
+def test_a_figure_of_a_notebook_is_saved_as_the_command_saves_it(tmp_path: Path) -> None:
+    picture = figure("rows", seven_rows())
+    file = picture.save(tmp_path / "here.svg", width_mm=85)
+    chart = gallery.figure("rows", seven_rows())
+    assert file.read_bytes() == gallery.save_figure(chart, tmp_path / "there.svg", width_mm=85).read_bytes()
 
 
 def test_panels_without_a_second_row_say_nothing_of_cost() -> None:

@@ -113,6 +113,22 @@ def test_exit_codes_tell_all_some_and_none(model: Path, animals: Path) -> None:
     assert regraft(model, good, "--json", "--csv").exit_code == 2
 
 
+def test_of_many_files_without_an_answer_some_are_named_and_json_names_all(model: Path, animals: Path) -> None:
+    broken = [animals / "cat" / f"broken {i:02}.png" for i in range(23)]
+    for file in broken:
+        file.write_bytes(b"")
+    (animals / "cat" / "notes.txt").touch()
+    found = regraft(model, animals / "cat", "--json")
+    assert found.exit_code == 3
+    told = [json.loads(line) for line in found.stdout.splitlines()]
+    assert [one for one in told if "error" in one] == [
+        {"file": str(file), "error": "the file is empty"} for file in broken
+    ]
+    assert found.stderr.count("not read: ") == 20
+    assert "... and 3 more; --json and --csv name all" in found.stderr
+    assert "passed over: files not named like pictures: 1\n" in found.stderr
+
+
 def test_names_that_mean_ill_are_only_text(model: Path, animals: Path, tmp_path: Path) -> None:
     (animals / "<img src=x onerror=alert(1)>").mkdir()
     for i, name in enumerate(HOSTILE):

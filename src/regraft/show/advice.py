@@ -97,8 +97,8 @@ def advice_html(found: Findings, *, command: str = "") -> str:
         figures=[{**figures_base.images(spec), "description": spec["description"]} for spec in specs],
         compared=_compared(found), confused=_confused(found), classes=_classes(found), doubts=doubts_text(found),
         doubted=_doubted(found), next=found.next, notes=found.notes, command=command,
-        contents=[("answer", "Answer"), ("figures", "Figures"), ("doubts", "Labels in doubt"), ("classes", "Classes"),
-                  ("compared", "Compared"), ("folder", "The folder")],
+        contents=[("answer", "Answer"), *([("figures", "Figures")] if specs else []), ("doubts", "Labels in doubt"),
+                  ("classes", "Classes"), ("compared", "Compared"), ("folder", "The folder")],
         took=f"{duration(found.seconds)} of {found.minutes:g} min",
     )  # fmt: skip
 
