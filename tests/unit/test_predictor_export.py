@@ -307,30 +307,3 @@ def test_the_command_says_what_was_written_and_how_near_it_is(tmp_path: Path, an
     assert found.exit_code == 0
     assert "Parity: n = 45 pictures (of the paths given): the same answer to 100.00 %" in found.stdout
     assert (tmp_path / "tiny.onnx.md").is_file()
-
-
-@pytest.mark.slow
-def test_a_push_without_a_login_or_a_network_says_what_to_do(tmp_path: Path) -> None:
-    """In processes of their own: the Hub's library reads its settings when it is imported."""
-    (tmp_path / "tiny.md").write_text("# tiny")
-    program = (
-        "import sys\nfrom pathlib import Path\nfrom regraft.predictor.hub import push\n"
-        "try: push([], Path('tiny.md'), sys.argv[1])\nexcept Exception as error: print(type(error).__name__, error)"
-    )
-
-    def said(repository: str = "a/b", **settings: str) -> str:
-        environment = {"HOME": str(tmp_path), "HF_HOME": str(tmp_path), **settings}
-        done = subprocess.run(
-            [sys.executable, "-c", program, repository], env=environment, cwd=tmp_path,
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        return done.stdout + done.stderr
-
-    secret = "hf_" + "x" * 30
-    nowhere = {"HF_TOKEN": secret, "HF_ENDPOINT": "http://127.0.0.1:9"}
-    assert said().startswith("PredictorError nobody is logged in")
-    answers = [said(HF_TOKEN=secret, HF_HUB_OFFLINE="1"), said(**nowhere), said("a/b/c", **nowhere)]
-    for answer, reason in zip(answers, ("switched off", "cannot be reached", "no name of a repository"), strict=True):
-        assert answer.startswith("PredictorError")
-        assert reason in answer
-        assert secret not in answer
