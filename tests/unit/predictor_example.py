@@ -72,6 +72,7 @@ def repacked(
     *,
     manifest: Callable[[dict[str, Any]], None] = lambda given: None,
     state: Callable[[dict[str, Tensor]], None] = lambda tensors: None,
+    content: Callable[[bytes], bytes] = lambda weights: weights,
     seal: bool = True,
     method: int = zipfile.ZIP_STORED,
 ) -> Path:
@@ -81,7 +82,7 @@ def repacked(
     with zipfile.ZipFile(file) as archive:
         given, tensors = json.loads(archive.read(MANIFEST)), load(archive.read(WEIGHTS))
     state(tensors)
-    weights = save(tensors)
+    weights = content(save(tensors))
     if seal:
         given["members"][WEIGHTS] = {"bytes": len(weights), "sha256": hashlib.sha256(weights).hexdigest()}
     manifest(given)

@@ -64,12 +64,13 @@ def test_odd_files_are_named_and_left_out(tmp_path: Path) -> None:
     (root / "b" / "text.jpg").write_text("no picture")
     (root / "a" / ".hidden.png").write_bytes(b"")
     (root / "hollow").mkdir()
-    picture(root / "alone" / "one.png", 5)
+    picture(root / "alone" / "one.png", 4321)
     picture(root / "a" / "long.png", 6, (400, 40))
     looked = look(root)
     assert looked.classes == ("a", "b")
     for name in ("a/empty.png", "b/text.jpg", "hollow", "alone", "a/long.png"):
         assert name in said(looked)
+    assert "1 class with one usable picture, left out: two are needed: alone" in said(looked)
     assert "hidden" not in said(looked)
     assert {p.name for p in looked.pictures} >= {"a/long.png"}
     assert not {p.name for p in looked.pictures} & {"a/empty.png", "b/text.jpg", "alone/one.png"}
@@ -151,6 +152,63 @@ def test_twins_on_both_sides_are_told_where_a_class_has_nothing_else(tmp_path: P
     tested = {p.name for p in looked.of("test") if p.name.startswith("c/")}
     assert {name for pair in pairs for name in pair if part[name] == "test"} == tested
     assert len(tested) == 2
+
+
+def test_nearly_the_same_picture_under_two_labels_is_told_as_grave(tmp_path: Path) -> None:
+    root = folder(tmp_path / "p")
+    with Image.open(root / "a" / "3.png") as opened:
+        pixels = np.asarray(opened).copy()
+    pixels[0, 0] = 0
+    Image.fromarray(pixels).save(root / "b" / "twin.png")
+    (problem,) = (one for one in look(root).problems if "of nearly the same picture under two labels" in one.text)
+    assert problem.serious
+    assert problem.text.startswith("1 pair ")
+    (pair,) = problem.files
+    assert sorted(pair.split(" ~ ")) == ["a/3.png (a)", "b/twin.png (b)"]
+
+
+def test_among_too_many_pictures_copies_alone_are_looked_for_and_that_is_said(tmp_path: Path) -> None:
+    root = folder(tmp_path / "p")
+    versions(root / "a" / "3.png", 1)
+    (root / "a" / "copy.png").write_bytes((root / "a" / "4.png").read_bytes())
+    assert "nearly the same picture in one class" in said(look(root, compared=22))
+    looked = said(look(root, compared=21))
+    assert "there is time for 21 pictures, and there are 22" in looked
+    assert "of nearly the same picture" not in looked
+    assert "1 picture there more than once, each counted once: a/4.png = a/copy.png" in looked
+
+
+def test_a_folder_of_pictures_without_classes_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    picture(tmp_path / "p" / "one.png", 1)
+    with pytest.raises(StudyError, match="has no subfolder; put the pictures of each class into a folder named after"):
+        look(tmp_path / "p")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs paths of a POSIX system")
+def test_a_class_that_cannot_be_read_to_its_end_is_told_and_nothing_is_left_out_in_silence(tmp_path: Path) -> None:
+    """A path longer than the system takes, which holds for the superuser as well."""
+    inside = os.open(folder(tmp_path / "p") / "a", os.O_RDONLY)
+    try:
+        for _ in range(20):
+            os.mkdir("x" * 250, dir_fd=inside)
+            deeper = os.open("x" * 250, os.O_RDONLY, dir_fd=inside)
+            os.close(inside)
+            inside = deeper
+    finally:
+        os.close(inside)
+    with pytest.raises(DataUnavailable, match=r"p cannot be read: .*File name too long"):
+        look(tmp_path / "p")
+
+
+def test_classes_of_very_different_sizes_are_told(tmp_path: Path) -> None:
+    root = folder(tmp_path / "p")
+    for i in range(2):
+        picture(root / "rare" / f"{i}.png", 7000 + i)
+    told = said(look(root))
+    assert "1 classes have fewer than 10 pictures: expect wide intervals: rare: 2" in told
+    assert "classes are unbalanced" not in told  # 10 is no more than five times 2
+    picture(root / "a" / "more.png", 8000)
+    assert "classes are unbalanced: the largest has 11 pictures, the smallest 2" in said(look(root))
 
 
 def test_the_data_set_holds_the_pictures_in_the_order_that_is_said(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from regraft.errors import Diverged, StudyError, UnknownName
 from regraft.learn import backend_table, backends
-from regraft.learn.backends import BACKENDS, choose_backend, deviation
+from regraft.learn.backends import BACKENDS, CLEARLY, check_backend, choose_backend, deviation
 from regraft.learn.batches import ImageBatches
 from regraft.learn.features import extract
 from regraft.networks import Trunk, body_for_cuts, build
@@ -118,6 +119,47 @@ def test_an_absent_back_end_explains_itself(
         choose_backend(trunk, sample, 100, prefer=name)
     monkeypatch.setattr(backends, "LITTLE_WORK_SECONDS", 0.0)
     assert re.search(advice, choose_backend(trunk, sample, 20_000).record["left_out"][name])
+
+
+def test_a_back_end_for_cpus_says_so_of_a_trunk_on_a_gpu() -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    check_backend("onnxruntime", torch.device("cpu"))
+    with pytest.raises(StudyError, match="runs on the CPU only, and the trunk is on cuda; choose auto, fused"):
+        check_backend("onnxruntime", torch.device("cuda"))
+
+
+@pytest.fixture
+def _no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """inductor would be tried for all the work of these tests, and compile for minutes."""
+    monkeypatch.setenv("PATH", os.devnull)
+    monkeypatch.delenv("CXX", raising=False)
+
+
+@pytest.mark.usefixtures("_no_compiler")
+def test_what_can_save_more_than_its_set_up_takes_is_prepared_and_raced(trunk: Trunk, sample: Tensor) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    backend = choose_backend(trunk, sample, 10**6)  # minutes of work; 1 % of it goes into the race
+    record = backend.record
+    assert record["left_out"].keys() == {"inductor"}
+    assert "needs a C++ compiler" in record["left_out"]["inductor"]
+    assert record["images_per_second"].keys() == {"eager", "fused", "onnxruntime"}
+    assert record["deviation"]["onnxruntime"] <= record["tolerance"]
+    assert record["versions"].keys() == {"torch", "onnxruntime"}
+    assert record["images_per_second"][backend.name] * CLEARLY >= max(record["images_per_second"].values())
+    assert deviation(backend(sample), trunk(sample)) < 1e-5
+
+
+@pytest.mark.usefixtures("_no_compiler")
+def test_broken_weights_leave_plain_pytorch_with_nothing_to_race_against(trunk: Trunk) -> None:
+    """No back end may claim to agree with NaN. Images so large that one batch size is left."""
+    next(trunk.parameters()).data[0] = float("nan")
+    backend = choose_backend(trunk, torch.zeros(8, 3, 128, 128), 10**6, flops=1e9)
+    assert backend.name == "eager"
+    assert backend.record["left_out"]["fused"].startswith("refused: deviates from eager by nan")
+    assert backend.record["images_per_second"].keys() == {"eager"}
+    assert backend.batch_size == 16
 
 
 def test_without_the_private_operators_the_folded_trunk_runs(

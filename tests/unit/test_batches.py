@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from regraft.learn.batches import Batches, ImageBatches, forward_in_chunks, read_ahead
 from regraft.learn.fit import fit
-from regraft.learn.rows import Kept, Mapped, Part, free_bytes, rows_of
+from regraft.learn.rows import Kept, Mapped, Part, free_bytes, rooms_of_groups, rows_of
 from regraft.seeding import stream, torch_stream
 from regraft.spec import Augment, Preprocessing, Recipe
 from regraft.spec.recipe import Augmentation
@@ -172,6 +172,34 @@ def test_images_are_copied_when_they_fit_into_a_share_of_the_free_memory(parts: 
     assert isinstance(rows_of(parts, CPU, needed - 1), Mapped)
     assert isinstance(rows_of(parts, CPU), Kept)
     assert 2**20 < free_bytes(CPU) < 2**50
+
+
+def group(folder: Path, limit: str, used: int, cache: int) -> None:
+    """A control group as Linux shows it. Of what is used, `cache` are files that can be read again."""
+    folder.mkdir(exist_ok=True)
+    (folder / "memory.max").write_text(f"{limit}\n")
+    (folder / "memory.current").write_text(f"{used}\n")
+    (folder / "memory.stat").write_text(f"anon {used - cache}\ninactive_file {cache}\nactive_file 0\n")
+
+
+def test_memory_is_what_every_group_around_this_process_leaves(tmp_path: Path) -> None:
+    """A job of 1,000 bytes in a container of 5,000, beside one of no limit."""
+    tree, own = tmp_path / "tree", tmp_path / "own"
+    tree.mkdir()
+    group(tree / "container", "5000", used=4600, cache=100)
+    group(tree / "container" / "job", "1000", used=300, cache=250)
+    group(tree / "free", "max", used=10**9, cache=0)
+    group(tree / "full", "1000", used=1200, cache=0)
+    for line, expected in (
+        ("0::/container/job", [950, 500]), ("0::/container", [500]), ("0::/free", []), ("0::/full", [0]), ("0::/", []),
+        ("4:memory:/container/job", []),  # of version 1 alone: its root is asked, which has no limit
+    ):  # fmt: skip
+        own.write_text(f"9:cpu:/elsewhere\n{line}\n")
+        assert rooms_of_groups(own, tree) == expected, line
+    group(tree, "400", used=100, cache=0)  # a container sees its own group as the root
+    assert rooms_of_groups(own, tree) == [300]
+    assert rooms_of_groups(tmp_path / "none", tree / "none") == [300]  # the groups above a folder hold for it
+    assert rooms_of_groups(tmp_path / "none", tmp_path / "none") == []
 
 
 @pytest.mark.gpu

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
+from safetensors.torch import save_file
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
@@ -17,7 +20,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.estimator_checks import check_estimator
 
-from regraft.errors import StudyError, UnknownCut, UnknownName
+from regraft.errors import StudyError, UnknownCut, UnknownName, WeightsUnavailable
+from regraft.networks import build, state_hash
+from regraft.networks.published import published
 from regraft.predictor import Predictor
 from regraft.predictor.classifier import RegraftClassifier
 from regraft.seeding import stream
@@ -104,6 +109,61 @@ def test_values_of_another_kind_than_those_learned_from_are_refused() -> None:
         near.predict(np.zeros((1, 4, 4, 3)))
 
 
+def test_of_pictures_that_are_not_square_the_middle_is_seen() -> None:
+    """What lies at both ends plays no part, neither in learning nor in answering."""
+    x, y = coloured(30)
+    random = stream(4, "ends")
+    wide = [np.concatenate([end, x, end], axis=2) for end in random.integers(0, 256, (2, 30, 8, 4, 3), np.uint8)]
+    found = classifier(head="ridge").fit(wide[0], y)
+    assert found.image_shape_ == (8, 16, 3)
+    np.testing.assert_allclose(found.predict_proba(wide[1]), found.predict_proba(wide[0]), rtol=1e-6)
+    np.testing.assert_allclose(found.predict_proba(wide[0]), classifier(head="ridge").fit(x, y).predict_proba(x))
+    assert found.predictor().manifest.picture_size == 8
+
+
+def test_grey_pictures_of_two_sides_are_one_channel() -> None:
+    x, y = coloured(30)
+    grey = x[:, :, :, 0]  # (n, h, w)
+    found = classifier(head="ridge").fit(grey, y == "red")
+    assert (found.image_shape_, found.predictor().manifest.grey) == ((8, 8), True)
+    np.testing.assert_allclose(found.predict_proba(grey), found.predict_proba(grey[..., None].reshape(30, -1)))
+    assert found.score(grey, y == "red") > 0.9
+
+
+def test_random_states_of_every_kind_are_a_seed() -> None:
+    x, y = coloured(12)
+    again = [classifier(random_state=np.random.RandomState(7)).fit(x, y).seed_ for _ in range(2)]
+    assert again[0] == again[1]
+    assert classifier(random_state=np.int64(7)).fit(x, y).seed_ == 7
+    before = np.random.get_state()[1].copy()  # type: ignore[index]  # noqa: NPY002
+    assert classifier(random_state=None).fit(x, y).seed_ != classifier(random_state=None).fit(x, y).seed_
+    assert (np.random.get_state()[1] == before).all()  # type: ignore[index]  # noqa: NPY002
+    with pytest.raises(ValueError, match="random_state must be None, a whole number or a numpy RandomState, got 'x'"):
+        classifier(random_state="x").fit(x, y)
+
+
+def test_pretrained_weights_are_taken_with_what_they_expect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a file as it lies in the home once it was fetched; nothing is fetched here."""
+    monkeypatch.setenv("REGRAFT_HOME", str(tmp_path))
+    x, y = coloured(30)
+    with pytest.raises(WeightsUnavailable):
+        classifier(weights="pretrained", offline=True).fit(x, y)
+    known, state = published("timm/test_resnet", None), build("timm/test_resnet", seed=9).state_dict()
+    (tmp_path / "weights").mkdir()
+    about = {"digest": state_hash(state), "origin": "made here", "network": known.network}
+    save_file(state, tmp_path / "weights" / known.stored_as, about)
+    found = classifier(weights="pretrained", offline=True).fit(x[:24], y[:24])
+    assert found.preprocessing_ == known.preprocessing
+    smaller = classifier(weights="pretrained", offline=True, image_size=32).fit(x[:24], y[:24])
+    assert smaller.preprocessing_ == known.preprocessing.model_copy(update={"image_size": 32})
+    predictor = found.predictor()
+    tensors = predictor.network.tensors()
+    assert torch.equal(tensors["trunk/conv1.0.weight"], state["conv1.0.weight"])
+    assert predictor.manifest.licence == known.licence
+    assert predictor.manifest.provenance["weights"] == "pretrained"
+    assert predictor.predict(x[24:]).labels == found.predict(x[24:]).tolist()
+
+
 def test_what_is_no_picture_is_named() -> None:
     x, y = coloured(12)
     with pytest.raises(ValueError, match="has 48 values, rows of X have 192"):
@@ -120,6 +180,20 @@ def test_what_is_no_picture_is_named() -> None:
         classifier(cut="layer9").fit(x, y)
     with pytest.raises(StudyError, match="weights must be"):
         classifier(weights="imagenet").fit(x, y)
+    with pytest.raises(StudyError, match="stem must be 'imagenet' or 'cifar', got 'mnist'"):
+        classifier(stem="mnist").fit(x, y)
+    for penalties in ((), (1.0, -1.0)):
+        with pytest.raises(StudyError, match=r"penalties must be one or more numbers of at least 0, got \("):
+            classifier(penalties=penalties).fit(x, y)
+    with pytest.raises(ValueError, match="requires y to be passed, but the target y is None"):
+        classifier().fit(x, None)
+    with pytest.raises(ValueError, match="12 pictures, but 11 labels; each picture needs one"):
+        classifier().fit(x, y[:11])
+
+
+def test_without_held_out_pictures_a_predictor_states_no_accuracy() -> None:
+    x, y = coloured(12)
+    assert classifier(validation=0).fit(x, y).predictor().manifest.metrics == {}
 
 
 def test_a_fitted_classifier_becomes_a_predictor_with_the_same_answers(tmp_path: Any) -> None:

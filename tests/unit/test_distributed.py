@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from regraft.errors import StudyError
-from regraft.learn.distributed import _SharedNorms, check_devices, joined, pooled_statistics
-from regraft.seeding import torch_stream
+from regraft.learn.batches import ImageBatches
+from regraft.learn.distributed import ALONE, Team, _SharedNorms, check_devices, joined, pooled_statistics
+from regraft.seeding import stream, torch_stream
+from regraft.spec import Preprocessing
 
 
 def test_statistics_of_parts_are_those_of_the_whole() -> None:
@@ -49,6 +52,38 @@ def test_shared_batchnorm_of_one_process_is_batchnorm(norm: nn.Module, tmp_path:
             found.append([out, x.grad, *gradients, *(b.clone() for b in network.buffers())])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
+
+
+def test_a_frozen_batchnorm_stays_as_it_is_among_shared_ones(tmp_path: Path) -> None:
+    norm = nn.BatchNorm2d(4).eval()
+    norm.running_mean = torch.rand(4, generator=torch_stream(0, "mean"))
+    images = torch.randn(6, 4, 8, 8, generator=torch_stream(0, "images"))
+    expected, before = norm(images), {name: value.clone() for name, value in norm.state_dict().items()}
+    with joined(0, 1, tmp_path / "meeting", torch.device("cpu")), _SharedNorms():
+        assert torch.equal(norm(images), expected)
+    assert all(torch.equal(value, before[name]) for name, value in norm.state_dict().items())
+
+
+def test_the_shares_of_a_set_are_the_set_and_none_of_them_is_empty() -> None:
+    images = stream(0, "images").integers(0, 256, (7, 4, 4, 3)).astype(np.uint8)
+    labels, preprocessing = np.arange(7), Preprocessing(image_size=4, mean=(0.5,) * 3, std=(0.25,) * 3)
+    whole = ImageBatches(images, labels, preprocessing, device=torch.device("cpu"))
+    shares = [Team(rank, 3).share_of(whole) for rank in range(3)]
+    assert [share.labels.tolist() for share in shares] == [[0, 3, 6], [1, 4], [2, 5]]
+    assert [len(share) for share in shares] == [3, 2, 2]
+    for share in shares:
+        taken = share.take(torch.arange(len(share)), None)
+        assert torch.equal(taken, whole.take(share.labels, None))
+    assert Team(0, 8).share_of(whole) is whole  # eight would leave one with nothing: each takes all
+    assert Team().share_of(whole) is whole
+
+
+def test_a_process_alone_asks_no_other() -> None:
+    model, values = nn.Linear(2, 2), (torch.tensor(1.0), torch.tensor(2.0))
+    assert ALONE.around(model, torch.device("cpu")) is model
+    assert ALONE.sum(*values) == values
+    assert ALONE.path == ()
+    assert Team(1, 2).path == (1,)
 
 
 def test_devices_that_are_not_here_are_refused() -> None:

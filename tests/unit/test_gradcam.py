@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -98,6 +100,65 @@ def test_maps_of_whole_networks_have_the_size_of_their_last_map(network: str, si
     found = grad_cam(Answering(Trunk(Whole(body, rest), frozen=True), nn.Identity()), image, 1)
     assert found.shape == (side, side)
     assert found.max() == 1
+
+
+def test_a_map_with_its_channels_last_is_seen_as_it_lies() -> None:
+    """Swin's blocks hand on (n, h, w, c); here the head sits on one of them."""
+    body = pooled_body(build("swin_t", seed=0, image_size=64).eval(), [("features.3.1", "average")])
+    image = torch.rand(1, 3, 64, 64, generator=torch_stream(0, "image"))
+    width = body(image)["features.3.1"].shape[1]
+    head = nn.Linear(width, 2)
+    head.load_state_dict({"weight": torch.randn(2, width, generator=torch_stream(0, "head")), "bias": torch.zeros(2)})
+    found = grad_cam(Answering(Trunk(body, frozen=True), head), image, 1)
+    assert found.shape == (8, 8)
+    # A linear head on an average: each place speaks by its own values, or not at all.
+    with torch.no_grad():
+        assert isinstance(body, fx.GraphModule)
+        recorder = Recorder(body)
+        recorder.run(image)
+        expected = torch.relu(recorder.values["features_3_1"][0] @ head.weight[1])  # (8, 8, c) -> (8, 8)
+    np.testing.assert_allclose(found, expected / expected.max(), atol=1e-5)
+
+
+class Recorder(fx.Interpreter):
+    """Runs a graph and keeps the values on the way by their names."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.values: dict[str, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.values[n.name] = super().run_node(n)
+        return self.values[n.name]
+
+
+def test_a_class_that_nothing_speaks_for_or_against_is_dark_everywhere() -> None:
+    """A head whose weights are all 0: the last map that there is, without a light in it."""
+    found = grad_cam(watching(torch.zeros(2, 4)), torch.ones(1, 3, SIDE, SIDE), 0)
+    assert found.shape == (SIDE, SIDE)
+    assert not found.any()
+
+
+class Flat(nn.Module):
+    """A network that has no map: pixels side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.see = nn.Linear(3 * SIDE * SIDE, 4)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {"all": self.see(images.flatten(1))}
+
+
+def test_a_network_without_a_map_and_more_than_one_picture_are_refused_in_words() -> None:
+    flat = Answering(Trunk(fx.symbolic_trace(Flat()), frozen=True), nn.Linear(4, 2))
+    with pytest.raises(PredictorError, match="no map of more than one position"):
+        grad_cam(flat, torch.ones(1, 3, SIDE, SIDE), 0)
+    for shape in ((2, 3, SIDE, SIDE), (3, SIDE, SIDE)):
+        with pytest.raises(
+            PredictorError, match=rf"looks at one picture, \(1, 3, s, s\); got \({shape[0]}, {shape[1]}"
+        ):
+            grad_cam(watching(torch.eye(4)), torch.ones(*shape), 0)
 
 
 def test_a_head_without_a_gradient_is_refused_in_words() -> None:

@@ -97,6 +97,32 @@ def test_what_takes_longer_to_prepare_than_is_left_is_not_prepared() -> None:
     assert "needs a CUDA device" in record["left_out"]["graphs"]
 
 
+@pytest.mark.parametrize(("steps", "why"), [(199, "not timed: 199 steps, fewer than 200"), (0, "not timed: 0 steps")])
+def test_a_training_too_short_to_be_timed_is_eager_on_a_gpu_too(steps: int, why: str) -> None:
+    """Nothing is run for it, so it needs no GPU to be seen."""
+    model = network().train()
+    found = choose(model, images(0), steps_left=steps, step=step, device=torch.device("cuda"))
+    assert (found.name, found.forward) == ("eager", model)
+    assert found.record["why"].startswith(why)
+    assert found.record["seconds_per_step"] == {}
+
+
+def test_where_a_whole_batch_does_not_go_through_nothing_is_timed_and_the_record_says_so() -> None:
+    def too_large(forward: Forward) -> None:
+        step(forward)  # what a step leaves behind
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model = network()
+    before = copy.deepcopy(model.state_dict())
+    found = _Trial(model, 10, too_large, CPU, batch_sizes=2).fastest(10**9)
+    assert (found.name, found.forward) == ("eager", model)
+    assert found.record["why"] == "a whole batch does not go through; not timed"
+    assert found.record["left_out"] == {"eager": "failed: out of memory"}
+    assert found.record["seconds_per_step"] == {}
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), before.values(), strict=True))
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
 def test_probing_leaves_weights_statistics_gradients_and_random_numbers_alone() -> None:
     model = network(dropout=0.5)
     step(model)  # gradients from before
@@ -218,3 +244,23 @@ def test_compiled_learns_what_eager_learns() -> None:
     for name, value in eager.state_dict().items():  # BatchNorm's statistics among them
         torch.testing.assert_close(compiled.state_dict()[name], value, rtol=1e-4, atol=1e-6, msg=name)
     assert not torch.equal(compiled.state_dict()["1.running_mean"], before["1.running_mean"])
+
+
+@pytest.mark.slow  # inductor compiles
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, on importing inductor
+def test_what_pays_its_set_up_is_prepared_timed_and_chosen_only_if_it_is_the_faster() -> None:
+    model, steps_left = network(), 10**9  # any set-up pays
+    trial = _Trial(model, 10, step, CPU, batch_sizes=3)
+    found = trial.fastest(steps_left)
+    record = json.loads(json.dumps(found.record))
+    assert record["left_out"].keys() == {"graphs"}  # of a CPU
+    assert record["seconds_per_step"].keys() == {"eager", "compile"}
+    assert record["setup_seconds"]["compile"] > 0
+    ahead = {name: trial.measured[name].ahead(steps_left) for name in record["seconds_per_step"]}
+    # Each of the two batch sizes that are still to come is compiled by itself.
+    expected = 2 * record["setup_seconds"]["compile"] + steps_left * record["seconds_per_step"]["compile"]
+    assert ahead["compile"] == pytest.approx(expected)
+    assert found.name == min(ahead, key=lambda name: ahead[name])
+    assert record["why"] == "least time ahead"
+    assert trial.forwards.keys() == {"eager", found.name}  # what lost is let go of
+    train(model, found.forward, [10, 9])

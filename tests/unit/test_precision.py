@@ -37,6 +37,8 @@ def test_a_precision_that_is_none_or_slow_here_is_refused() -> None:
     else:
         with pytest.raises(StudyError, match="slower"):
             choose_precision("bfloat16", CPU)
+    with pytest.raises(StudyError, match="this mps does not compute in it and would be slower; use float32"):
+        choose_precision("bfloat16", torch.device("mps"))
 
 
 def test_a_training_in_bfloat16_keeps_weights_in_float32_and_answers_nearly_the_same() -> None:

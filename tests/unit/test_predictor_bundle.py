@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import socket
@@ -22,7 +21,6 @@ from regraft.errors import PredictorDamaged, PredictorError, PredictorMismatch
 from regraft.predictor import Predictor
 from regraft.predictor.bundle import MANIFEST, WEIGHTS, read_bundle
 from regraft.seeding import stream
-from regraft.spec import Head
 from tests.unit.predictor_example import CLASSES, pictures, repacked, tiny_predictor
 
 
@@ -269,44 +267,49 @@ def test_weights_that_are_not_the_network_s_are_refused(
         Predictor.load(repacked(file, state=change))
 
 
+def header_of(text: bytes, numbers: bytes = b"") -> bytes:
+    return len(text).to_bytes(8, "little") + text + numbers
+
+
+def one_tensor(dtype: str = "F32", shape: str = "[1]") -> bytes:
+    """A file of one tensor of four bytes, whatever the header says of it."""
+    text = f'{{"head/bias":{{"dtype":"{dtype}","shape":{shape},"data_offsets":[0,4]}}}}'
+    return header_of(text.encode(), bytes(4))
+
+
 @pytest.mark.parametrize(
-    "header",
+    ("content", "words"),
     [
-        b"", b"\x05", (2**60).to_bytes(8, "little") + b"{}", (2).to_bytes(8, "little") + b"{}",
-        (2).to_bytes(8, "little") + b"[]",
-        (67).to_bytes(8, "little") + b'{"head/weight":{"dtype":"F32","shape":[1e9],"data_offsets":[0,4]}}',
-        (68).to_bytes(8, "little") + b'{"head/weight":{"dtype":"F32","shape":[1000],"data_offsets":[0,4]}} ',
+        (b"", "a whole number from 1 .* is needed, got 0"),
+        (b"\x05", "has no header of tensors"),
+        ((2**60).to_bytes(8, "little") + b"{}", "has no header of tensors"),
+        (header_of(b"{}"), "lists tensors of 0 bytes and holds 0"),
+        (header_of(b"[]"), "header that cannot be read"),
+        (header_of(b"[" * 100_000), "header that cannot be read"),
+        (header_of(b'{"head/bias":{}}'), "header that cannot be read"),
+        (one_tensor(shape="[1e9]"), r"1000000000\.0 is no side of a tensor"),
+        (one_tensor(shape="[true]"), "True is no side of a tensor"),
+        (one_tensor(shape="[-1]"), "-1 is no side of a tensor"),
+        (one_tensor(dtype="F8_E4M3"), "numbers in a format that no network here has"),
+        (one_tensor(shape="[1000]"), "lists tensors of 4,000 bytes and holds 4"),
     ],
-)  # fmt: skip
-def test_a_header_of_tensors_that_lies_is_refused(file: Path, header: bytes) -> None:
-    given = json.loads(members(file)[MANIFEST])
-    packed(file, (MANIFEST, members(file)[MANIFEST]), (WEIGHTS, header))
-    with zipfile.ZipFile(file) as archive:
-        assert archive.read(WEIGHTS) == header
-    # The size is made right, so that the header itself is what is met.
-    from regraft.predictor.bundle import _header
-
-    assert given["members"]
-    with pytest.raises(PredictorDamaged):
-        _header(io.BytesIO(header), len(header), "file")
+)
+def test_a_header_of_tensors_that_lies_is_refused(file: Path, content: bytes, words: str) -> None:
+    """Size and digest are made right, so that the header itself is what is met."""
+    with pytest.raises(PredictorDamaged, match=words):
+        Predictor.load(repacked(file, content=lambda weights: content))
 
 
-def test_a_neighbour_of_no_class_is_refused(tmp_path: Path) -> None:
-    from regraft.learn.nearest import NearestNeighbours
-    from regraft.predictor.network import answering
+def test_tensors_that_do_not_lie_where_the_header_says_are_refused(file: Path) -> None:
+    """Names, types, shapes and the size of the whole are right."""
 
-    donor = tiny_predictor(head=Head(kind="linear"))
-    width = donor.network.classify.get_parameter("weight").shape[1]
-    votes = NearestNeighbours(torch.ones(4, width), torch.tensor([0, 1, 2, 2]), classes=3, neighbours=2)
-    manifest = tiny_predictor(head=Head(kind="linear")).manifest
-    manifest = type(manifest)(**{**manifest.__dict__, "head": Head(kind="knn", neighbours=2)})
-    file = Predictor(manifest, answering(manifest, donor.network.trunk.body, votes), device="cpu").save(
-        tmp_path / "knn.regraft"
-    )
-    assert Predictor.load(file, device="cpu").manifest.head.kind == "knn"
+    def moved(weights: bytes) -> bytes:
+        length = int.from_bytes(weights[:8], "little")
+        header = json.loads(weights[8 : 8 + length])
+        start, end = header["head/bias"]["data_offsets"]
+        header["head/bias"]["data_offsets"] = [start + 4, end + 4]
+        return header_of(json.dumps(header).encode(), weights[8 + length :])
 
-    def elsewhere(state: dict[str, Tensor]) -> None:
-        state["head/labels"][0] = 7
-
-    with pytest.raises(PredictorMismatch, match="points outside"):
-        Predictor.load(repacked(file, state=elsewhere))
+    assert read_bundle(repacked(file, content=moved)).tensors.keys() == tiny_predictor().network.tensors().keys()
+    with pytest.raises(PredictorDamaged, match=r"weights\.safetensors is not readable"):
+        Predictor.load(file)

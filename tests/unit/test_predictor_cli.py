@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 from pathlib import Path
 
@@ -194,6 +195,38 @@ def test_hidden_files_links_to_folders_and_other_files_are_passed_over_and_count
     assert {one.label for one in search.found} == set(COLOURS)
     assert search.passed_over == {
         "hidden files and folders": 2, "links to folders": 1, "files not named like pictures": 1
+    }  # fmt: skip
+
+
+def test_a_pattern_names_files_and_the_pictures_in_folders_each_once(animals: Path) -> None:
+    (animals / "notes.txt").write_text("x")
+    (animals / "cat" / "notes.txt").write_text("x")
+    everything = sorted(str(file) for file in animals.rglob("*.png"))
+
+    def found(pattern: str) -> list[str]:
+        return sorted(one.path for one in find_pictures([str(animals / pattern)], COLOURS).found)
+
+    assert found("*") == sorted([*everything, str(animals / "notes.txt")])  # a file that is named is taken
+    assert found("**") == everything  # at any depth, where files are not named one by one
+    assert found("d*/1.*") == [str(animals / "dog" / "1.png")]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs paths of a POSIX system")
+def test_a_folder_that_cannot_be_opened_is_passed_over_and_counted(animals: Path) -> None:
+    """Its path is longer than the system takes, which holds for the superuser as well."""
+    inside = os.open(animals / "cat", os.O_RDONLY)
+    try:
+        for _ in range(20):
+            os.mkdir("x" * 250, dir_fd=inside)
+            deeper = os.open("x" * 250, os.O_RDONLY, dir_fd=inside)
+            os.close(inside)
+            inside = deeper
+    finally:
+        os.close(inside)
+    search = find_pictures([str(animals)], COLOURS)
+    assert len(search.found) == 6
+    assert search.passed_over == {
+        "hidden files and folders": 0, "links to folders": 0, "folders that cannot be opened (File name too long)": 1
     }  # fmt: skip
 
 

@@ -52,6 +52,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+BGR = Preprocessing(image_size=SIZE, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.3), channels="bgr")
+
+
 @pytest.fixture
 def animals(tmp_path: Path) -> str:
     """A folder of pictures."""
@@ -77,6 +80,17 @@ def whole_predictor(**changes: Any) -> Predictor:
     made = make_head(head, point, len(CLASSES), spec=NetworkSpec(TINY, "imagenet", SIZE), seed=1)
     classify = made.get_submodule("classify")
     return Predictor(manifest, answering(manifest, trunk, classify), device="cpu", backend="eager")
+
+
+def of_torchvision(network: str = "squeezenet1_1") -> Predictor:
+    """In two parts, as a `rest` head leaves it."""
+    point = resolve_cut(network, None, SIZE)
+    manifest = tiny_manifest(
+        network=network, cuts=(Cut(point.name, point.layout, point.shape),), head=Head(kind="rest")
+    )
+    whole = build(network, classes=len(CLASSES), seed=0, image_size=SIZE).eval()
+    trunk = Whole(*cut(whole, point.name))
+    return Predictor(manifest, answering(manifest, trunk, torch.nn.Identity()), device="cpu", backend="eager")
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -109,6 +123,7 @@ def test_an_onnx_file_holds_all_that_its_use_needs(tmp_path: Path, animals: str)
     found = export(predictor, "onnx", tmp_path / "out" / "tiny.onnx", pictures=[animals])
     assert [file.name for file in found.files] == ["tiny.onnx", "tiny.onnx.json", "tiny.onnx.md"]
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["tiny.onnx", "tiny.onnx.json", "tiny.onnx.md"]
+    assert found.card == tmp_path / "out" / "tiny.onnx.md"
     assert found.parity.images == 45
     assert found.parity.equal_answers == 1
     onnx.checker.check_model(onnx.load(found.files[0]), full_check=True)
@@ -204,6 +219,8 @@ def test_timm_opens_the_folder_and_gives_calibrated_probabilities(tmp_path: Path
     [
         (lambda: tiny_predictor(), "cut at 'layer1.0' with a linear head; onnx and torch-export take it"),
         (lambda: whole_predictor(mirrored=True), "mirror image"),
+        (lambda: whole_predictor(preprocessing=BGR), "takes BGR, and timm's pipelines give RGB; onnx and torch-export"),
+        (lambda: of_torchvision(), "squeezenet1_1 is torchvision's, and timm's networks have other names"),
     ],
 )
 def test_what_timm_does_not_know_is_refused_with_what_works(tmp_path: Path, predictor: Any, reason: str) -> None:
@@ -212,6 +229,32 @@ def test_what_timm_does_not_know_is_refused_with_what_works(tmp_path: Path, pred
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(UnknownName, match="did you mean 'onnx'"):
         export(predictor(), "onx", tmp_path / "x")
+
+
+def test_a_network_whose_classifier_is_no_linear_layer_is_refused_with_what_works(tmp_path: Path, animals: str) -> None:
+    """Of timm's DLA it is a convolution, which has no temperature to be divided by as one."""
+    out = tmp_path / "out" / "dla"
+    reason = r"timm/dla46_c with a rest head cannot be written as timm \(TypeError: the classifier of .*, is no linear"
+    with pytest.raises(PredictorError, match=rf"{reason} layer\); try onnx, torch-export, or another version of torch"):
+        export(of_torchvision("timm/dla46_c"), "timm", out, pictures=[animals])
+    assert list(out.parent.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written_to_is_told(tmp_path: Path, animals: str) -> None:
+    (tmp_path / "file").write_text("a person's own")
+    for out in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / ("x" * 300) / "below"):
+        with pytest.raises(PredictorError, match=r"cannot write .*(file|xxx).*: .*; name another place: --out"):
+            export(whole_predictor(), "timm", out, pictures=[animals])
+    assert (tmp_path / "file").read_text() == "a person's own"
+    assert {one.name for one in tmp_path.iterdir()} == {"file", "animals"}
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self").is_dir(), reason="needs a folder that lets nobody write, not even the superuser"
+)
+def test_a_folder_that_lets_nobody_write_is_told(animals: str) -> None:
+    with pytest.raises(PredictorError, match=r"cannot write .*proc.tiny: .*; name another place: --out"):
+        export(whole_predictor(), "timm", "/proc/tiny", pictures=[animals])
 
 
 def test_a_file_that_answers_otherwise_is_not_left(
@@ -278,6 +321,18 @@ def test_parity_counts_and_measures() -> None:
     assert same.equal_answers == 1
 
 
+def test_answers_of_another_shape_are_no_answers() -> None:
+    predictor = tiny_predictor()
+
+    def run(some: Any) -> Any:
+        logits = predictor.logits(some)[:, :2]  # one class is lost
+        return predictor.answers(predictor.logits(some)).probabilities[:, :2], logits
+
+    found = compare(run, predictor, pictures(9), "made here")
+    assert not found.passed
+    assert (found.images, found.equal_answers) == (9, 0)
+
+
 def test_without_pictures_at_hand_two_photographs_are_cut_into_many() -> None:
     squares, origin = some_pictures(tiny_predictor())
     assert squares.shape == (PICTURES, SIZE, SIZE, 3)
@@ -287,14 +342,48 @@ def test_without_pictures_at_hand_two_photographs_are_cut_into_many() -> None:
         some_pictures(tiny_predictor(), ["nothing.png"])
 
 
-def test_the_images_of_its_own_data_are_taken_where_they_are_here() -> None:
+def test_the_images_of_its_own_data_are_taken_where_they_are_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REGRAFT_HOME", str(tmp_path))  # without CIFAR-10
     from regraft.data import load_dataset
 
     digest = load_dataset("digits").digest
     own: dict[str, Any] = {"grey": True, "picture_size": 8, "provenance": {"data": "digits", "data_sha256": digest}}
     assert some_pictures(tiny_predictor(**own))[1] == "test images of digits"
-    other = {**own, "provenance": {"data": "digits", "data_sha256": "0" * 64}}
-    assert "photographs" in some_pictures(tiny_predictor(**other))[1]
+    others = [
+        ("digits", "0" * 64),
+        ("no-such-data", digest),
+        ("cifar10", digest),
+        ("folder:mine", digest),
+        (None, digest),
+    ]
+    for name, sha256 in others:
+        other = {**own, "provenance": {"data": name, "data_sha256": sha256}}
+        assert some_pictures(tiny_predictor(**other))[1] == "parts of two photographs"
+
+
+@pytest.mark.slow
+def test_a_torch_export_file_of_a_head_that_cannot_be_traced_is_refused_with_what_works(
+    tmp_path: Path, animals: str
+) -> None:
+    class Deciding(torch.nn.Module):
+        """Its steps depend on the numbers that it is given."""
+
+        def __init__(self, head: torch.nn.Module) -> None:
+            super().__init__()
+            self.head = head
+
+        def forward(self, values: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.head(values)
+            return -logits if float(logits.sum()) > 1e6 else logits
+
+    plain = tiny_predictor()
+    network = answering(plain.manifest, plain.network.trunk.body, Deciding(plain.network.classify))
+    predictor = Predictor(plain.manifest, network, device="cpu", backend="eager")
+    with pytest.raises(PredictorError, match=r"cannot be written as torch-export \(.*\); try onnx, timm"):
+        export(predictor, "torch-export", tmp_path / "out" / "x.pt2", pictures=[animals])
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 @needs_onnx
@@ -307,30 +396,3 @@ def test_the_command_says_what_was_written_and_how_near_it_is(tmp_path: Path, an
     assert found.exit_code == 0
     assert "Parity: n = 45 pictures (of the paths given): the same answer to 100.00 %" in found.stdout
     assert (tmp_path / "tiny.onnx.md").is_file()
-
-
-@pytest.mark.slow
-def test_a_push_without_a_login_or_a_network_says_what_to_do(tmp_path: Path) -> None:
-    """In processes of their own: the Hub's library reads its settings when it is imported."""
-    (tmp_path / "tiny.md").write_text("# tiny")
-    program = (
-        "import sys\nfrom pathlib import Path\nfrom regraft.predictor.hub import push\n"
-        "try: push([], Path('tiny.md'), sys.argv[1])\nexcept Exception as error: print(type(error).__name__, error)"
-    )
-
-    def said(repository: str = "a/b", **settings: str) -> str:
-        environment = {"HOME": str(tmp_path), "HF_HOME": str(tmp_path), **settings}
-        done = subprocess.run(
-            [sys.executable, "-c", program, repository], env=environment, cwd=tmp_path,
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        return done.stdout + done.stderr
-
-    secret = "hf_" + "x" * 30
-    nowhere = {"HF_TOKEN": secret, "HF_ENDPOINT": "http://127.0.0.1:9"}
-    assert said().startswith("PredictorError nobody is logged in")
-    answers = [said(HF_TOKEN=secret, HF_HUB_OFFLINE="1"), said(**nowhere), said("a/b/c", **nowhere)]
-    for answer, reason in zip(answers, ("switched off", "cannot be reached", "no name of a repository"), strict=True):
-        assert answer.startswith("PredictorError")
-        assert reason in answer
-        assert secret not in answer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from typing import Any
 
@@ -139,6 +140,57 @@ def test_unequal_numbers_of_images_are_trained_one_seed_after_the_other() -> Non
     trains = [squares(50, 3), squares(49, 4)]
     found = fit_seeds([network(3), network(4)], trains, [None, None], recipe, (3, 4), device=CPU)
     assert all(isinstance(own, Fit) and "different numbers of images" in own.notes[-1] for own in found)
+
+
+def test_what_cannot_be_stacked_is_trained_one_seed_after_the_other_and_says_why() -> None:
+    recipe = Recipe(epochs=1, batch_size=16, lr=0.05)
+    wide = nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 2))
+    larger = squares(50, 4)
+    larger.preprocessing = PREPROCESSING.model_copy(update={"image_size": 12})
+    cases: list[tuple[str, list[nn.Module], list[ImageBatches], Recipe]] = [
+        ("there is only one", [network(3)], [squares(50, 3)], recipe),
+        ("not stacked", [network(3), network(4)], [squares(50, 3), squares(50, 4)], Recipe(epochs=1, mixup=0.2)),
+        ("their networks differ", [network(3), wide], [squares(50, 3), squares(50, 4)], recipe),
+        ("their images differ in size", [network(3), network(4)], [squares(50, 3), larger], recipe),
+    ]
+    for reason, models, trains, each in cases:
+        seeds = SEEDS[: len(models)]
+        starts = [copy.deepcopy(model) for model in models]
+        found = fit_seeds(models, trains, [None] * len(seeds), each, seeds, device=CPU)
+        for start, train, seed, own in zip(starts, trains, seeds, found, strict=True):
+            assert isinstance(own, Fit)
+            assert own.notes[-1].startswith("seeds one after the other: ")
+            assert reason in own.notes[-1]
+            assert own.curve == fit(start, train, None, each, seed=seed, device=CPU).curve
+
+
+def test_a_seed_that_diverges_leaves_those_trained_after_it_undisturbed() -> None:
+    """One after the other, for their dropout."""
+    recipe = Recipe(epochs=1, batch_size=16, lr=0.05)
+    models = [network(seed, dropout=0.2) for seed in SEEDS]
+    with torch.no_grad():
+        next(models[1].parameters()).fill_(float("nan"))
+    trains = [squares(50, seed) for seed in SEEDS]
+    first, second, third = fit_seeds(models, trains, [None] * 3, recipe, SEEDS, device=CPU)
+    assert isinstance(first, Fit)
+    assert isinstance(third, Fit)
+    assert isinstance(second, Diverged)
+    assert "the training loss became nan in epoch 1" in str(second)
+    assert third.curve == fit(network(5, dropout=0.2), trains[2], None, recipe, seed=5, device=CPU).curve
+
+
+def test_when_all_seeds_have_diverged_the_training_ends_and_says_so() -> None:
+    models = [network(seed) for seed in SEEDS]
+    with torch.no_grad():
+        for model in models:
+            next(model.parameters()).fill_(float("nan"))
+    trains, said = [squares(50, seed) for seed in SEEDS], list[str]()
+    recipe = Recipe(epochs=5, batch_size=16, lr=0.05)
+    found = fit_seeds(
+        models, trains, [None] * 3, recipe, SEEDS, device=CPU, advance=lambda done, text: said.append(text)
+    )
+    assert all(isinstance(own, Diverged) for own in found)
+    assert [text for text in said if text] == ["all 3 seeds diverged"]  # in the first epoch, which is the last
 
 
 def test_too_little_memory_for_all_starts_each_afresh(monkeypatch: pytest.MonkeyPatch) -> None:

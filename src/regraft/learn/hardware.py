@@ -14,7 +14,7 @@ from regraft.errors import StudyError
 def choose_device(name: str = "auto") -> torch.device:
     """`auto`: CUDA, else Apple's MPS, else the CPU. Raises StudyError for a device this machine lacks."""
     if name == "auto":
-        if torch.cuda.is_available():
+        if torch.cuda.is_available():  # pragma: no cover (needs a GPU)
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     kind = name.split(":")[0]
@@ -32,7 +32,7 @@ def physical_cores() -> int:
     for cpu in Path("/sys/devices/system/cpu").glob("cpu[0-9]*/topology"):
         try:
             cores.add(((cpu / "physical_package_id").read_text(), (cpu / "core_id").read_text()))
-        except OSError:
+        except OSError:  # pragma: no cover (a core that is switched off meanwhile)
             return allowed
     return max(1, min(allowed, len(cores) or allowed))
 
@@ -59,6 +59,6 @@ def keep_freed_memory() -> bool:
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # macOS, musl; Windows cannot even be asked
+    except (AttributeError, OSError, TypeError):  # pragma: no cover (macOS, musl; Windows cannot even be asked)
         return False
     return bool(mallopt(_MMAP_MAX, 0)) and bool(mallopt(_TRIM_THRESHOLD, -1))

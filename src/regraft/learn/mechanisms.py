@@ -85,7 +85,7 @@ def choose(
 
 def check_wish(wish: str, device: torch.device) -> None:
     """Raises UnknownName, and StudyError for a way that cannot run here."""
-    known = ("auto", *PREPARE)
+    known = ("auto", "eager", *PREPARE)
     if wish not in known:
         raise UnknownName(f"no mechanism {wish!r}{nearest(wish, known)} Known: {', '.join(known)}.")
     if reason := _absent(wish, device):
@@ -133,15 +133,8 @@ def _compiled(model: nn.Module) -> Forward:
     return compiled
 
 
-def _eager(model: nn.Module) -> Forward:
-    return model
-
-
-PREPARE: dict[str, Callable[[nn.Module], Forward]] = {
-    "eager": _eager,
-    "compile": _compiled,
-    "graphs": Graphs,
-}
+# What eager is held against: that needs no preparation.
+PREPARE: dict[str, Callable[[nn.Module], Forward]] = {"compile": _compiled, "graphs": Graphs}
 
 
 class _Trial:

@@ -22,6 +22,7 @@ MEMORY_SHARE = 1 / 3
 UNKNOWN_SYSTEM_BYTES = 4 * 2**30  # taken for free where the system has no way to ask that Python knows
 READERS = 4  # threads that read a batch: they wait for the disk, not for the processor
 COPY_BYTES = 64 * 2**20  # copied at a time when images are put into memory
+OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")  # of Linux
 
 # Images (n, h, w, c) uint8 of a whole split, possibly memory-mapped, and which of them: positions (m,)
 Part = tuple[NDArray[np.uint8], NDArray[np.int64]]
@@ -204,16 +205,19 @@ def free_bytes(device: torch.device) -> int:
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
         fields = dict(line.split(":", 1) for line in meminfo.read_text("ascii").splitlines())
-        return min([int(fields["MemAvailable"].split()[0]) * 1024, *_rooms_of_groups()])
-    if hasattr(os, "sysconf"):  # macOS says how much there is, not how much is free
+        return min([int(fields["MemAvailable"].split()[0]) * 1024, *rooms_of_groups(OWN_GROUPS, GROUPS)])
+    if hasattr(os, "sysconf"):  # pragma: no cover (macOS; it says how much there is, not how much is free)
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    return UNKNOWN_SYSTEM_BYTES
+    return UNKNOWN_SYSTEM_BYTES  # pragma: no cover (Windows)
 
 
-def _rooms_of_groups() -> list[int]:
-    """What is left of the limits that a container or a cluster's job sets (Linux control groups, version 2)."""
-    own = next((line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line[:3] == "0::"), "/")
-    folder = Path("/sys/fs/cgroup") / own.lstrip("/")
+def rooms_of_groups(own_groups: Path, groups: Path) -> list[int]:
+    """What is left of the limits that a container or a cluster's job sets (Linux control groups, version 2).
+
+    own_groups: as /proc/self/cgroup. groups: where their tree is mounted. Empty without any limit, or any group."""
+    lines = own_groups.read_text().splitlines() if own_groups.is_file() else []  # a sandbox may have none
+    own = next((line[3:] for line in lines if line[:3] == "0::"), "/")
+    folder = groups / own.lstrip("/")
     rooms = []
     for group in (folder, *folder.parents):
         limit = group / "memory.max"

@@ -69,7 +69,7 @@ class Bundle:
         from safetensors.torch import load
 
         with _opened(self.path) as archive:
-            content = _read(archive, WEIGHTS, _members(self.path, archive)[WEIGHTS].file_size)
+            content = _read(archive, _members(self.path, archive)[WEIGHTS])
         if hashlib.sha256(content).hexdigest() != self.manifest.members[WEIGHTS].sha256:
             raise PredictorDamaged(f"{self.path}: {WEIGHTS} does not have the digest that it was written with")
         try:
@@ -118,7 +118,7 @@ def read_bundle(path: str | Path) -> Bundle:
     file = Path(path)
     with _opened(file) as archive:
         found = _members(file, archive)
-        manifest = read_manifest(_read(archive, MANIFEST, MOST_MANIFEST), str(file))
+        manifest = read_manifest(_read(archive, found[MANIFEST]), str(file))
         stated = manifest.members
         if stated.keys() != {WEIGHTS}:
             raise PredictorDamaged(f"{file}: its manifest lists {_listed(stated)}, a predictor has {WEIGHTS!r}")
@@ -141,8 +141,6 @@ def _opened(file: Path) -> Iterator[zipfile.ZipFile]:
     except FileNotFoundError:
         raise PredictorError(f"there is no predictor {str(file)!r}; make one with: regraft bundle STUDY") from None
     except DAMAGE as error:
-        if isinstance(error, PredictorError):
-            raise
         raise PredictorDamaged(
             f"{file} is not a whole predictor ({error or type(error).__name__}); get it again, or make it anew with: "
             "regraft bundle STUDY"
@@ -174,13 +172,10 @@ def _members(file: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]
     return found
 
 
-def _read(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
-    """A member of at most `most` bytes, whatever it claims."""
-    with archive.open(name) as opened:
-        content = opened.read(most + 1)
-    if len(content) > most:
-        raise PredictorDamaged(f"{archive.filename}: {name} is longer than it says")
-    return content
+def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    """A member whole. Of what is packed behind a size that lies, no more than that size is unpacked."""
+    with archive.open(member) as opened:
+        return opened.read(member.file_size)
 
 
 def _header(opened: IO[bytes], size: int, origin: str) -> dict[str, TensorInfo]:

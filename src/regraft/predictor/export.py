@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -142,10 +143,11 @@ def _placed(unfinished: Path, final: Path, texts: Mapping[Path, str]) -> tuple[P
 
 
 def _remove(unfinished: Path) -> None:
-    if unfinished.is_dir():
+    # Not Path's own questions: they raise for a place that cannot be, and would hide what was said of it.
+    if os.path.isdir(unfinished):
         shutil.rmtree(unfinished)
-    else:
-        unfinished.unlink(missing_ok=True)
+    elif os.path.lexists(unfinished):
+        unfinished.unlink()
 
 
 def _example(predictor: Predictor) -> torch.Tensor:

@@ -195,5 +195,7 @@ def _try(built: Answering, manifest: Manifest, origin: str) -> None:
             logits = built(torch.zeros(1, 3, size, size))
     except (RegraftError, RuntimeError, AssertionError) as error:
         raise mismatch(origin, f"its network does not run ({str(error).splitlines()[0]})") from None
-    if logits.shape != (1, len(manifest.classes)) or not bool(logits.isfinite().all()):
+    if logits.shape != (1, len(manifest.classes)):
         raise mismatch(origin, f"its network answers {tuple(logits.shape)} for {len(manifest.classes)} classes")
+    if not bool(logits.isfinite().all()):
+        raise mismatch(origin, "its network answers NaN or infinity to a grey picture")
