@@ -1,6 +1,6 @@
 """Thousands of broken study files: each is planned, or refused with a message; none crashes, hangs or fills the memory.
 
-python -m tests.harness.fuzz_studies --n 10000 [--seed 0] [--out docs/records/harness/fuzz-studies.json]
+python -m tests.harness.fuzz_studies --n 10000 [--seed 0] [--record]
 
 Half of the files are mutations of the shipped studies, half come from hypothesis: values of any form at the places of a
 study. They are tried by child processes whose memory is limited. The same seed tries the same files.
@@ -24,6 +24,8 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
+
+from tests.harness.figures import finish
 
 BATCH = 250  # files of a child
 LIMIT_SECONDS = 2.0  # of computing, a file
@@ -220,7 +222,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--n", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--record", action="store_true", help="write docs/records/harness/fuzz-studies.json")
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child is not None:
@@ -229,12 +231,7 @@ def main() -> int:
     figures = summary(run(given.n, given.seed), given.seed)
     codes = command_line(given.seed)
     figures["exit codes of regraft plan"] = {str(code): times for code, times in sorted(codes.items())}
-    text = json.dumps(figures, indent=1)
-    print(text)
-    if given.out:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(text + "\n", "utf-8")
-    return os.EX_OK if not figures["failed"] else 1
+    return finish("fuzz-studies", figures, record=given.record) or int(bool(figures["failed"]))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A thousand files that mean ill: each is refused with a message, or found harmless; none runs code, writes outside of
 its folder, hangs or fills the memory.
 
-python -m tests.harness.hostile_files --n 1000 [--seed 0] [--out docs/records/harness/hostile-files.json]
+python -m tests.harness.hostile_files --n 1000 [--seed 0] [--record]
 
 Child processes with limited memory try them. After each file: the trace that its code would leave is not there, and
 nothing has changed beside the folders that regraft was given.
@@ -27,6 +27,8 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
+
+from tests.harness.figures import finish
 
 BATCH = 50  # files of a child
 LIMIT_SECONDS = 10.0  # of computing, a file
@@ -177,19 +179,14 @@ def main() -> int:
     parser.add_argument("--n", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="a part of the name of a kind of file")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--record", action="store_true", help="write docs/records/harness/hostile-files.json")
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child is not None:
         child(given.seed, given.child, given.n, given.only)
         return 0
     figures = summary(run(given.n, given.seed, given.only), given.seed)
-    text = json.dumps(figures, indent=1)
-    print(text)
-    if given.out:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(text + "\n", "utf-8")
-    return 1 if figures["failed"] else 0
+    return finish("hostile-files", figures, record=given.record) or int(bool(figures["failed"]))
 
 
 if __name__ == "__main__":
