@@ -46,6 +46,7 @@ def testing_blocks() -> dict[str, str]:
         "lost": _lost(),
         "mutants": _missing("mutants") if mutants is None else _mutants(mutants),
         "survivors": _missing("mutants") if mutants is None else _survivors(mutants),
+        "coverage": _coverage(_record("coverage")),
         "long-run": _missing("long_run") if long is None else _long_run(long),
     }
 
@@ -118,6 +119,21 @@ def _hostile(record: dict[str, Any]) -> str:
         f"{record['tried']:,} files of {len(record['kinds'])} kinds: {refused:,} refused with a message, "
         f"{record['harmless']:,} harmless"
     )
+
+
+def _coverage(record: dict[str, Any] | None) -> str:
+    if record is None:
+        return _missing("covered")
+    all_of_it = record["coverage"]
+    low = [
+        [f"`{name}`", f"{part['percent']:g} %", part["lines not run"] or "none"]
+        for name, part in record["under the limit"].items()
+    ]
+    said = (
+        f"{all_of_it['percent of statements and branches']:g} % of {all_of_it['statements']:,} statements and "
+        f"{all_of_it['branches']:,} branches in {all_of_it['files']:,} files, by the {all_of_it['tests']} tests."
+    )
+    return f"{said}\n\n{table(('file under the limit', 'run', 'lines not run'), low)}" if low else said
 
 
 def _mutants(record: dict[str, Any]) -> str:

@@ -49,14 +49,20 @@ exclude_also =
 
 
 def measure(parts: Sequence[str], folder: Path, *, slow: bool) -> list[str]:
-    """Run the tests under coverage; returns what went wrong."""
+    """Run the tests under coverage, slow ones one after the other; returns what went wrong."""
     settings = folder / "coverage.ini"
     settings.write_text(SETTINGS.format(folder=folder, omit="\n    ".join(DEVICE_ONLY)))
-    chosen = ["-m", "not gpu and not network" + ("" if slow else " and not slow")]
-    chosen += ["-k", " and ".join(f"not {name}" for name in TIMED)]
-    command = [sys.executable, "-m", "coverage", "run", f"--rcfile={settings}", "-m", "pytest", *chosen, *parts]
-    done = subprocess.run(command, cwd=REPOSITORY, stdout=sys.stderr, check=False)
-    return [f"the tests ended with exit code {done.returncode}"] if done.returncode else []
+    start = [sys.executable, "-m", "coverage", "run", f"--rcfile={settings}", "-m", "pytest"]
+    untimed = ["-k", " and ".join(f"not {name}" for name in TIMED)]
+    runs = {"default": ["-m", "not slow and not gpu and not network"]}
+    if slow:
+        runs["slow"] = ["-n", "0", "-m", "slow and not gpu and not network"]
+    failed = []
+    for name, chosen in runs.items():
+        done = subprocess.run([*start, *chosen, *untimed, *parts], cwd=REPOSITORY, stdout=sys.stderr, check=False)
+        if done.returncode:
+            failed.append(f"the {name} tests ended with exit code {done.returncode}")
+    return failed
 
 
 def combined(folder: Path) -> dict[str, Any]:
@@ -81,7 +87,7 @@ def ranges(lines: Sequence[int]) -> str:
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in found)
 
 
-def figures(report: dict[str, Any], failed: list[str]) -> dict[str, Any]:
+def figures(report: dict[str, Any], failed: list[str], *, slow: bool) -> dict[str, Any]:
     low = {
         name.removeprefix("src/regraft/"): {
             "percent": round(one["summary"]["percent_covered"], 1),
@@ -98,6 +104,7 @@ def figures(report: dict[str, Any], failed: list[str]) -> dict[str, Any]:
             "statements": totals["num_statements"],
             "branches": totals["num_branches"],
             "files": len(report["files"]),
+            "tests": "default and slow" if slow else "default",
             f"files under {LIMIT:g} %": len(low),
             "left out": list(DEVICE_ONLY),
             "violations": failed,
@@ -114,7 +121,7 @@ def main() -> int:
     given = options.parse_args()
     with tempfile.TemporaryDirectory(prefix="regraft-coverage-") as name:
         failed = measure(given.part or ["tests"], Path(name), slow=given.slow)
-        found = figures(combined(Path(name)), failed)
+        found = figures(combined(Path(name)), failed, slow=given.slow)
     return finish("coverage", found, record=given.record)
 
 
