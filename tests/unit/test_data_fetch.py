@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import gzip
 import hashlib
-import http.server
 import io
 import os
 import struct
 import tarfile
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +23,7 @@ from regraft.data.converted import content_digest
 from regraft.data.fetch import download, read_published
 from regraft.data.formats import Arrays, Content
 from regraft.errors import DataDamaged, DataUnavailable
+from tests.unit.hosts import NOWHERE, serving
 
 
 def small_content() -> Content:
@@ -99,18 +97,8 @@ def no_data_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 def host(tmp_path: Path) -> Iterator[str]:
     """An original host on this machine that serves tmp_path/host."""
     write(tmp_path / "host", {**ZIPPED, "small.tgz": TAR})
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    handler = functools.partial(Quiet, directory=str(tmp_path / "host"))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}/"
-        server.shutdown()
-        thread.join()
+    with serving(tmp_path / "host") as address:
+        yield address
 
 
 def same(content: Content) -> bool:
@@ -190,9 +178,8 @@ def test_a_download_of_other_bytes_gets_no_name(tmp_path: Path, host: str) -> No
 
 
 def test_without_any_source_the_error_names_the_three_ways(tmp_path: Path) -> None:
-    nowhere = "http://127.0.0.1:9/"  # the discard port: nobody answers
     bundles = (
-        dataclasses.replace(UNPACKED, urls=(nowhere,)),
+        dataclasses.replace(UNPACKED, urls=(NOWHERE,)),
         dataclasses.replace(PACKED, mirror=("npm", "none@0")),
     )
     known = dataclasses.replace(SMALL, bundles=bundles)

@@ -97,10 +97,7 @@ def _ways(
         for bundle in known.bundles:
             try:
                 way = fetch(known, bundle, raw, report)
-            except DataUnavailable as error:
-                reasons.append(str(error))
-                continue
-            except DataDamaged as error:
+            except (DataUnavailable, DataDamaged) as error:
                 reasons.append(str(error))
                 continue
             if way is not None:

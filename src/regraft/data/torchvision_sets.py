@@ -265,16 +265,10 @@ def _class_names(name: str, parts: dict[str, list[Reader]]) -> tuple[str, ...]:
 
 
 def _label(reader: Reader, index: int) -> int:
-    for attribute, of in (
-        ("labels", int),
-        ("_labels", int),
-        ("targets", int),
-        ("_samples", lambda s: int(s[1])),
-    ):
-        values = getattr(reader, attribute, None)
-        if values is not None:
-            return int(of(values[index]))  # without decoding the picture
-    return int(reader[index][1])
+    """Without decoding the picture; torchvision keeps the labels under one of these names."""
+    kept = next(name for name in ("labels", "_labels", "targets", "_samples") if hasattr(reader, name))
+    value = getattr(reader, kept)[index]
+    return int(value[1] if kept == "_samples" else value)
 
 
 def _read_all(
