@@ -265,3 +265,9 @@ def test_confusions_and_gains_are_counted_by_class() -> None:
     assert {one.name: one.error for one in gains} == {"a": 0.5, "b": 0.0, "c": 0.5}
     assert gains[-1].name == "b"
     assert gains[-1].gain == 0
+
+
+def test_a_class_without_training_pictures_has_no_error_to_lose() -> None:
+    gains = class_gains([0, 1, 1], [0, 1, 0], ["a", "b", "none left"], exponent=0.5)
+    assert [one.name for one in gains] == ["a", "b"]
+    assert {one.more for one in gains} == {1}  # the median of the classes that have any

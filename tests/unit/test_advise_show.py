@@ -88,6 +88,29 @@ def test_what_cannot_be_told_is_said_so() -> None:
     assert "No class stands out" in advice_html(unclear)
 
 
+@pytest.mark.parametrize(
+    ("accuracies", "trained"),
+    [([0.8], "one training"), ([0.8, 0.8, 0.8], "3 seeds, which gave the same answers"),
+     ([0.7, 0.9], "2 seeds, deviation 14.1 points")],
+)  # fmt: skip
+def test_it_is_said_what_an_expected_accuracy_rests_on(accuracies: list[float], trained: str) -> None:
+    expected = expected_accuracy(accuracies, 100)
+    assert f"Wilson of 100 held-back pictures, joined with what training varies ({trained})" in expected.how()
+    assert expected.text() == f"80.0 % [{100 * expected.low:.1f}, {100 * expected.high:.1f}]"
+
+
+def test_nothing_wrong_is_told_as_nothing_to_do() -> None:
+    found = findings()
+    right = (ClassGain("a", 160, 0.0, 0.0, 0.02, 0.0, 160),)
+    clean = replace(found, doubted=(), self_test=None, next=NextLabels(right, False, ()))
+    said = sentences(clean)
+    assert "No label is in doubt." in said
+    assert "No class would gain: every training picture was answered rightly by a head that had not seen it." in said
+    untested = " ".join(sentences(replace(found, self_test=None)))
+    assert "1 of 320 training pictures have a label in doubt" in untested
+    assert "changed on purpose" not in untested
+
+
 @pytest.mark.parametrize("make", [figures_advice.label_curve, figures_advice.candidates])
 def test_there_is_no_figure_of_nothing(make) -> None:  # type: ignore[no-untyped-def]
     found = findings()

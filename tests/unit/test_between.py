@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import numpy as np
@@ -170,3 +171,53 @@ def test_how_a_row_was_made_names_the_row_that_trained_its_source() -> None:
     assert told["source's source.network"] == "resnet50"
     assert told["source's recipe.epochs"] == told["recipe.epochs"] == "12"
     assert told["target.data"] == "cifar100"
+
+
+def test_a_difference_is_told_with_its_interval_and_what_it_rests_on() -> None:
+    first = grid_of_cuts()
+    paired = between(first, changed(first, accuracy=lambda c: c.accuracy - 0.01 - 0.002 * c.seed)).matches[0]
+    assert re.fullmatch(r"\+1\.20 points \[\+0\.70, \+1\.70\] \(95 % paired t, n = 3 seeds\)", paired.text())
+    less = dataclasses.replace(first, cells=[c for c in first.cells if c.seed < 2])
+    fewer = changed(less, train_images=lambda c: c.train_images - 1)
+    assert (
+        between(first, fewer).matches[0].text().endswith("(95 % Welch t; not paired: other images, n = 3 and 2 seeds)")
+    )
+    one = grid_of_cuts(seeds=(0,))
+    same, other = (changed(one, accuracy=lambda c: c.accuracy - 0.1, train_images=lambda c, n=n: c.train_images + n)
+                   for n in (0, 1))  # fmt: skip
+    assert between(one, same).matches[0].text() == "+10.00 points (no interval: fewer than two seeds in common)"
+    assert between(one, other).matches[0].text() == "+10.00 points (no interval: other images, and one seed)"
+
+
+def test_the_summary_tells_what_all_rows_differ_in_and_what_computed_them() -> None:
+    first = grid_of_cuts()
+    second = other_study(first, recipes={"short": {"epochs": 12, "lr": 0.25}, "long": {"epochs": 20}})
+    seeds = {"mechanism": {"mechanism": "seeds", "seeds": 3}}
+    said = between(first, changed(second, cost=lambda c: {**c.cost, **seeds, "threads": 2 + c.seed})).summary()
+    assert said[1:] == [
+        "In all matched rows differ: recipe.lr: 0.1, 0.25.",
+        "Computed differently: threads: 8, 2 and 3 and 4; mechanism: –, seeds.",
+    ]
+
+
+def test_samples_that_do_not_vary_differ_surely_or_not_at_all() -> None:
+    assert (welch([0.5, 0.5], [0.5, 0.5, 0.5]).p, welch([0.5, 0.5], [0.4, 0.4, 0.4]).p) == (1.0, 0.0)
+    rounded = welch([0.5, 0.5], [0.49, 0.49], step=0.01)  # a hundred images tell no less than a point apart
+    assert rounded.low is not None
+    assert rounded.low < rounded.mean
+
+
+def test_fields_of_fields_are_named_one_by_one() -> None:
+    first = seven_rows()
+    shots = {**first.study.model_dump(mode="json")["targets"], "few": {"data": "cifar10", "episodes": {"ways": 3}}}
+    rows = [
+        {"name": "few", "source": "rn18", "method": "frozen", "head": {"kind": "knn", "neighbours": 3}, "target": "few"}
+    ]
+    study = Study.from_dict(
+        {"study": "few", "sources": {"rn18": {"network": "resnet18"}}, "targets": shots, "rows": rows}
+    )
+    told = made_by(study, {row.name: row for row in study.all_rows()}, "few", usual=False)
+    assert told["target.episodes.ways"] == "3"
+    assert told["head.neighbours"] == "3"
+    assert "target.episodes" not in told
+    assert "target.episodes.shots" not in told  # nothing was said of them

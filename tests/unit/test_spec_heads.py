@@ -9,6 +9,7 @@ import pytest
 
 from regraft.errors import StudyError, UnknownName
 from regraft.spec import Head, Study
+from regraft.spec.sweeps import swept_from
 from regraft.study.plan import plan
 
 BASE: dict[str, Any] = {
@@ -57,6 +58,31 @@ def test_a_list_that_is_no_sweep_is_refused_at_its_field(values: list[object]) -
 
 def test_numbers_that_print_alike_stay_apart() -> None:
     assert len(Study.from_dict(with_recipe(lr=[0.1, 0.1000000001])).recipes) == 3
+
+
+def test_the_parts_of_a_sweep_are_known_by_the_name_it_has_in_the_file() -> None:
+    study = Study.from_dict(with_recipe(lr=[0.1, 0.2], weight_decay=[0.0, 1e-4]))
+    assert {swept_from(name) for name in study.recipes} == {"one", "sweep"}
+    assert swept_from("lr=0.1") == "lr=0.1"  # somebody's own name
+    assert swept_from("with lr=0.1 and more") == "with lr=0.1 and more"
+
+
+def test_rows_made_in_python_name_the_recipes_of_a_sweep_themselves() -> None:
+    row = Study.from_dict(BASE).rows[0]
+    assert Study(**{**BASE, "rows": (row,)}).rows == (row,)
+    with pytest.raises(UnknownName, match=r"rows\[0\]\.recipe: no recipe 'sweep'"):
+        Study(**{**BASE, "rows": (row.model_copy(update={"recipe": ("sweep",)}),)})
+
+
+@pytest.mark.parametrize("rows", ["a", 3, {"recipe": 3}, [{"recipe": 3}], [["a"]]])
+def test_rows_that_are_none_are_refused_beside_a_sweep_as_without(rows: object) -> None:
+    said = []
+    recipes: dict[str, Any]
+    for recipes in (BASE["recipes"], {"one": {}}):
+        with pytest.raises(StudyError, match="rows") as raised:
+            Study.from_dict({**BASE, "recipes": recipes, "rows": rows})
+        said.append(str(raised.value))
+    assert said[0] == said[1]
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,9 @@ def image_size(run: Run, keys: Keys) -> int:
     try:
         return keys.preprocessing(run).image_size
     except WeightsError:
-        return keys.root(run).source.image_size or FALLBACK_SIZE
+        source = keys.root(run).source
+        said = source.preprocessing  # of a file, the study says it itself
+        return source.image_size or (said.image_size if said else FALLBACK_SIZE)
 
 
 def _check_recipe(run: Run) -> None:
@@ -74,8 +76,6 @@ def _check_recipe(run: Run) -> None:
             f"{where}.semi: {recipe.semi} learns the label that it guesses of a little-changed image on the same image "
             "changed a lot; say how with `policy: rand` or `trivial`, best with a `cutout`"
         )
-    if recipe.patience and not run.target.holds_out:
-        raise StudyError(f"{where}.patience: it waits for a better epoch on validation images, and none are kept")
     if head.kind == "head2toe" and not cacheable(run):
         raise StudyError(f"{where}: a head2toe head needs cached features; set `views`, or augment: none")
     if recipe.views and not cacheable(run):
