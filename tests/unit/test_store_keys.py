@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from regraft.errors import ArtifactDamaged, StoreError, UnknownName
-from regraft.study.disk import canonical, sha256_of
+from regraft.study.disk import canonical, sha256_of, verified, verify
 from regraft.study.store import FILES, Payload, Store, key_of
 
 SPEC: dict[str, Any] = {"stage": "test", "version": 1, "x": [1, None, True, 0.5], "a": "\u00e9"}
@@ -87,6 +88,20 @@ def test_a_file_that_is_gone_or_a_folder_is_noticed(tmp_path: Path, name: str) -
         with pytest.raises(ArtifactDamaged, match=name):
             store.read(key)
         file.mkdir(exist_ok=True)
+
+
+@pytest.mark.parametrize("looked", [verify, verified])
+def test_a_file_that_goes_meanwhile_is_told_to_be_gone(tmp_path: Path, looked: Callable[[Path, str], object]) -> None:
+    file = tmp_path / "data.safetensors"
+    file.write_bytes(b"1")
+    digest = sha256_of(file)
+    looked(file, digest)
+    file.unlink()
+    with pytest.raises(ArtifactDamaged, match=r"data\.safetensors is gone"):
+        looked(file, digest)
+    file.mkdir()
+    with pytest.raises(ArtifactDamaged, match=r"data\.safetensors is gone"):
+        looked(file, digest)
 
 
 def sealed(record: Any) -> str:
