@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from regraft.data import dataset_digest, dataset_info, load_dataset, verify_dataset
 from regraft.data.catalogue import MNIST_FILES, PUBLISHED, Bundle, Published
 from regraft.data.converted import content_digest
-from regraft.data.fetch import download, read_published
+from regraft.data.fetch import _ways_here, download, read_published
 from regraft.data.formats import Arrays, Content
 from regraft.errors import DataDamaged, DataUnavailable
 from tests.unit.hosts import NOWHERE, serving
@@ -147,6 +147,62 @@ def test_an_archive_of_another_version_is_refused(tmp_path: Path) -> None:
     put = write(tmp_path / "put", {"small.tgz": TAR + b"\0"})
     with pytest.raises(DataUnavailable, match="damaged or another version: sha256"):
         read_published("small", SMALL, tmp_path / "home", source_dir=put)
+
+
+@pytest.mark.parametrize("packing", ["folder", "archive"])
+def test_a_file_that_cannot_be_read_is_named_and_the_next_way_is_taken(tmp_path: Path, packing: str) -> None:
+    """A regular file whose reading fails, for every user: this process's memory, at the address 0."""
+    if not Path("/proc/self/mem").is_file():
+        pytest.skip("needs Linux's /proc")
+    put = write(tmp_path / "put", FILES if packing == "folder" else {})
+    bad = put / (MNIST_FILES[1] if packing == "folder" else "small.tgz")
+    bad.unlink(missing_ok=True)
+    bad.symlink_to("/proc/self/mem")
+    with pytest.raises(DataUnavailable, match=f"{bad} cannot be read: Input/output error"):
+        read_published("small", SMALL, tmp_path / "home", source_dir=put)
+    write(put / "Small" / "raw", FILES)
+    assert read_published("small", SMALL, tmp_path / "home", source_dir=put)[1] == str(put / "Small" / "raw")
+
+
+def test_a_file_far_larger_than_the_published_one_is_not_read_into_memory(tmp_path: Path) -> None:
+    put = write(tmp_path / "put", FILES)
+    os.truncate(put / MNIST_FILES[0], 2**30 + 1)  # a hole: it takes no room
+    with pytest.raises(DataUnavailable, match="1,073,741,825 bytes; this is not the published file"):
+        read_published("small", SMALL, tmp_path / "home", source_dir=put)
+
+
+def test_a_file_removed_while_the_others_are_read_is_named(tmp_path: Path) -> None:
+    put = write(tmp_path / "put", FILES)
+    (way,) = _ways_here(SMALL, [put])
+    way.read(MNIST_FILES[0])
+    (put / MNIST_FILES[1]).unlink()
+    with pytest.raises(DataDamaged, match=f"{put} lacks {MNIST_FILES[1]}"):
+        way.read(MNIST_FILES[1])
+
+
+def test_without_any_pinned_digest_only_files_with_a_published_md5_are_read(tmp_path: Path) -> None:
+    zipped_only = {name: md5 for name, md5 in UNPACKED.md5.items() if name.endswith(".gz")}
+    bundles = (dataclasses.replace(UNPACKED, md5=zipped_only),)
+    known = dataclasses.replace(SMALL, digest=None, bundles=bundles)
+    put = write(tmp_path / "put", FILES)
+    said = f"{MNIST_FILES[0]}: there is no published md5 to compare it with; put {MNIST_FILES[0]}.gz there instead"
+    with pytest.raises(DataUnavailable, match=said):
+        read_published("small", known, tmp_path / "home", source_dir=put)
+    assert same(read_published("small", known, tmp_path / "home", source_dir=write(tmp_path / "zipped", ZIPPED))[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"image_size": 5}, r"images of shape \(10, 4, 4, 1\), published are \(10, 5, 5, 1\)"),
+        ({"test_images": 7}, r"images of shape \(6, 4, 4, 1\), published are \(7, 4, 4, 1\)"),
+        ({"classes": ("a",)}, r"labels outside 0\.\.0"),
+    ],
+)
+def test_content_of_another_form_than_published_is_refused(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    put = write(tmp_path / "put", FILES)
+    with pytest.raises(DataUnavailable, match=f"small: {said}"):
+        read_published("small", dataclasses.replace(SMALL, **change), tmp_path / "home", source_dir=put)
 
 
 @pytest.mark.parametrize("packing", ["folder", "archive"])

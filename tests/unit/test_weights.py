@@ -221,6 +221,61 @@ def test_a_file_put_into_the_home_folder_is_used_and_kept_as_safetensors(tmp_pat
         obtain_weights(source, tmp_path, offline=True).state()
 
 
+TINY = "timm/test_vit.r160_in1k"
+
+
+def test_a_file_in_timms_cache_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = published(TINY, None)
+    folder = tmp_path / "hub" / f"models--{(known.hub or '').replace('/', '--')}"
+    (folder / "snapshots" / "a1").mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("a1")
+    tensors = build(TINY, seed=0).state_dict()
+    save_file(tensors, folder / "snapshots" / "a1" / "model.safetensors")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))  # where HF_HOME leads
+    weights = obtain_weights(pretrained(TINY), tmp_path, offline=True)
+    assert weights.digest == state_hash(tensors)
+
+
+@pytest.mark.parametrize("content", ["others", "none"])
+def test_a_file_that_does_not_hold_timms_network_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "weights").mkdir()
+    file = tmp_path / "weights" / published(TINY, None).file
+    save_file({"weight": torch.zeros(1)}, file) if content == "others" else file.write_bytes(b"{}")
+    with pytest.raises(
+        WeightsMismatch, match=r"r160_in1k\.safetensors does not hold test_vit\.r160_in1k: .{10,200}\. Delete it"
+    ):
+        obtain_weights(pretrained(TINY), tmp_path, offline=True)
+
+
+@pytest.mark.parametrize(
+    ("network", "tag", "said"),
+    [
+        (
+            "timm/vit_giant_patch14_224",
+            None,
+            "timm/vit_giant_patch14_224 has no pretrained weights; use `weights: random`",
+        ),
+        (
+            "timm/vit_giant_patch14_224",
+            "any",
+            "timm/vit_giant_patch14_224 has no pretrained weights; use `weights: rand",
+        ),
+        ("timm/legacy_seresnet18", None, "are not on the Hub, .*; fetch them from http.* and use `weights: file:PATH`"),
+    ],
+)
+def test_networks_without_weights_that_can_be_taken_are_told(network: str, tag: str | None, said: str) -> None:
+    with pytest.raises(WeightsUnavailable, match=said):
+        published(network, tag)
+
+
+def test_of_timms_weights_no_package_is_offered(tmp_path: Path) -> None:
+    with pytest.raises(WeightsUnavailable) as caught:
+        obtain_weights(pretrained(TINY), tmp_path, offline=True)
+    assert f"put the file {published(TINY, None).file} into {tmp_path / 'weights'}" in str(caught.value)
+    assert "package" not in str(caught.value)
+
+
 # --- Keras' ResNet-50 --------------------------------
 
 

@@ -111,7 +111,8 @@ def _through_timm(known: Published, path: Path) -> dict[str, Tensor]:
     try:
         return dict(timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay).state_dict())
     except (SafetensorError, RuntimeError) as error:
-        raise WeightsMismatch(f"{path} does not hold {name}: {error}. Delete it.") from None
+        what = " ".join(str(error).split())[:200]  # torch names every tensor that is not there
+        raise WeightsMismatch(f"{path} does not hold {name}: {what}. Delete it.") from None
 
 
 def _check_sha256(path: Path, expected: str) -> None:

@@ -149,13 +149,16 @@ def _of_timm(network: str, name: str, tag: str | None) -> Published:
 
     base, _, own_tag = name.partition(".")
     known = [full.partition(".")[2] for full in timm.list_pretrained(f"{base}.*")]
-    if not known and timm.get_pretrained_cfg(base) is None:
+    if not known:
         raise WeightsUnavailable(f"{network} has no pretrained weights; use `weights: random`, or `file:PATH`.")
     _check_tag(network, tag or own_tag or None, known)
     chosen = tag or own_tag or ""
     config = timm.get_pretrained_cfg(f"{base}.{chosen}" if chosen else base)
-    if config is None or not config.hf_hub_id:
-        raise WeightsUnavailable(f"{network} has no pretrained weights; use `weights: random`, or `file:PATH`.")
+    if not config.hf_hub_id:  # older ones, which lie on hosts of their authors
+        raise WeightsUnavailable(
+            f"pretrained weights of {network} are not on the Hub, where timm's are taken from; fetch them from "
+            f"{config.url or 'their authors'} and use `weights: file:PATH`, or use `weights: random`."
+        )
     data: dict[str, Any] = resolve_data_config(pretrained_cfg=vars(config))  # type: ignore[no-untyped-call]
     return Published(
         network=network,
