@@ -15,7 +15,7 @@ from types import ModuleType
 
 try:
     fcntl: ModuleType | None = importlib.import_module("fcntl")
-except ImportError:  # Windows
+except ImportError:  # pragma: no cover - Windows
     fcntl = None
 
 _UNSUPPORTED = {errno.ENOSYS, errno.ENOTSUP, errno.EINVAL, errno.ENOLCK}
@@ -33,7 +33,7 @@ class Lock:
         self._handle: int | None = None
 
     def acquire(self) -> None:
-        if fcntl is None:
+        if fcntl is None:  # pragma: no cover - Windows
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         while True:
@@ -64,17 +64,18 @@ class Lock:
 
 
 def held(path: Path) -> bool:
-    """Whether a living process holds the lock at `path`. Writes nothing."""
-    if fcntl is None or not path.is_file():
+    """Whether a living process holds the lock at `path`. Writes nothing, and takes no more than a share of the lock:
+    that needs no permission to write, and two who ask at once do not take each other for its holder."""
+    if fcntl is None:  # pragma: no cover - Windows
         return False
     try:
-        handle = os.open(path, os.O_RDWR)
-    except FileNotFoundError:  # released just now
+        handle = os.open(path, os.O_RDONLY)
+    except (FileNotFoundError, NotADirectoryError):
         return False
     except PermissionError:  # another user's
         return True
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError as error:
         return error.errno in (errno.EWOULDBLOCK, errno.EACCES)
     finally:
