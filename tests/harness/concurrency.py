@@ -70,7 +70,7 @@ def _with_flock(flock: Callable[[int, int], None]) -> None:
 
     from regraft.study import locks
 
-    own = SimpleNamespace(flock=flock, LOCK_EX=fcntl.LOCK_EX, LOCK_NB=fcntl.LOCK_NB)
+    own = SimpleNamespace(flock=flock, LOCK_EX=fcntl.LOCK_EX, LOCK_SH=fcntl.LOCK_SH, LOCK_NB=fcntl.LOCK_NB)
     setattr(locks, "fcntl", own)  # noqa: B010
 
 

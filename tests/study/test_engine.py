@@ -317,6 +317,28 @@ def test_choosing_on_images_that_the_source_was_trained_on_is_refused() -> None:
         plan(Study.from_dict(data))
 
 
+@pytest.mark.parametrize(
+    ("source", "heir", "said"),
+    [
+        ({"seeds": [0, 1]}, {"seeds": [1, 2]},
+         r"^row 'heir': seeds \[2\] have no source: row 'source' runs with seeds \[0, 1\]\. Give both rows the same"),
+        ({"recipe": "again", "seeds": [0]}, {"recipe": ["fast", "steps"], "seeds": [0]},
+         r"^row 'heir': its source 'source' is refitted with its validation images.* Leave `refit` out"),
+    ],
+)  # fmt: skip
+def test_an_heir_needs_a_source_of_its_seed_that_has_not_seen_its_validation_images(
+    source: dict[str, Any], heir: dict[str, Any], said: str
+) -> None:
+    data = small_study(grid=[])
+    data["recipes"]["again"] = {**data["recipes"]["fast"], "refit": True}
+    data["rows"] = [
+        {"name": "source", "source": "random", "target": "few", "recipe": "fast", **source},
+        {"name": "heir", "source": "trained", "target": "few", "recipe": "fast", **heir},
+    ]
+    with pytest.raises(StudyError, match=said):
+        plan(Study.from_dict(data))
+
+
 def test_a_folder_that_is_away_costs_its_own_rows_only(store: Store, tmp_path: Path) -> None:
     data = small_study(grid=[], rows=small_study()["rows"][:1])
     data["sources"].pop("trained")

@@ -156,6 +156,11 @@ def test_an_unforeseen_error_is_raised_for_debugging(tmp_path: Path, monkeypatch
             run_all(work, steps(tmp_path, "refused"))
 
 
+def test_no_workers_are_refused() -> None:
+    with pytest.raises(ValueError, match="workers must be at least 1, got 0"):
+        Processes(0)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_device_that_is_not_there_is_refused_before_any_worker_starts(tmp_path: Path) -> None:
     with (

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -218,3 +220,93 @@ def test_check_of_a_study_reads_what_that_needs_and_repair_says_what_comes_next(
 def test_check_of_what_is_no_store_says_so(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="holds no store"):
         verify_store(Store(tmp_path / "nothing"))
+
+
+def test_check_says_what_the_disk_does_not_give_and_goes_on(tmp_path: Path) -> None:
+    """A store copied without its links' ends: one artifact of three can be read."""
+    store = Store(tmp_path)
+    sound, unread, dangling = (stored(store, x) for x in range(3))
+    for file, end in ((unread.path / "record.json", "record.json"), (dangling.path / "data.safetensors", "nowhere")):
+        file.unlink()
+        file.symlink_to(end)
+    found = verify_store(store, repair=True)
+    assert [(finding.kind, finding.path.split("/")[-1]) for finding in found.findings] == [
+        ("damaged", dangling.key), ("unreadable", unread.key)
+    ]  # fmt: skip
+    assert "cannot read the store" in found.findings[1].why
+    assert found.artifacts == 3
+    assert store.keys() == sorted([sound.key, unread.key])  # what may be whole is not set aside
+
+
+def test_a_file_in_an_artifact_s_place_is_foreign(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    stored(store)
+    stray = store.path("ab" * 32)
+    stray.parent.mkdir(exist_ok=True)
+    stray.touch()
+    found = verify_store(store)
+    assert [(finding.kind, finding.path) for finding in found.findings] == [("foreign", f"objects/ab/{'ab' * 32}")]
+    assert found.artifacts == 1
+
+
+def test_check_leaves_a_training_that_is_under_way_and_removes_a_broken_checkpoint(tmp_path: Path) -> None:
+    for name in ("training", "broken"):
+        Scratch(tmp_path / "work" / name, store=tmp_path).save({"epoch": 1}, {"w": torch.ones(3)})
+    (file,) = (tmp_path / "work" / "broken").glob("checkpoint-*")
+    file.write_bytes(file.read_bytes()[:-1])
+    (tmp_path / "objects").mkdir(exist_ok=True)
+    lock = Lock(tmp_path / "locks" / "training", wait=False)
+    lock.acquire()
+    try:
+        (finding,) = verify_store(Store(tmp_path), repair=True).findings
+    finally:
+        lock.release()
+    assert (finding.kind, finding.path) == ("damaged", f"work/broken/{file.name}")
+    assert not file.exists()
+    assert [left.kind for left in verify_store(Store(tmp_path)).findings] == ["checkpoint"]  # nobody is at it now
+
+
+# --- locks ------------------------------------------------------------------------------------------------------
+
+
+def test_nobody_holds_what_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert not any(map(held, (tmp_path, tmp_path / "absent", tmp_path / "file" / "l", tmp_path / "file")))
+
+
+FORBIDDEN = """
+import os
+from pathlib import Path
+from regraft.study.locks import held
+root = os.geteuid() == 0
+if root:
+    os.seteuid(65534)
+found = held(Path("l"))
+if root:
+    os.seteuid(0)
+print(found)
+"""
+
+
+@pytest.mark.skipif(locks.fcntl is None, reason="no flock here")
+def test_a_lock_that_is_another_user_s_counts_as_held(tmp_path: Path) -> None:
+    """Nobody may be at it; but to take a training for abandoned that is not would be worse."""
+    (tmp_path / "l").touch(mode=0o000)
+    tmp_path.chmod(0o755)
+    done = subprocess.run([sys.executable, "-c", FORBIDDEN], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True"
+
+
+@pytest.mark.skipif(locks.fcntl is None, reason="no flock here")
+def test_whether_a_lock_is_held_is_told_without_permission_to_write(tmp_path: Path) -> None:
+    lock = Lock(tmp_path / "l", wait=False)
+    lock.acquire()
+    (tmp_path / "l").chmod(0o444)
+    tmp_path.chmod(0o755)
+    for expected in ("True", "False"):
+        done = subprocess.run(
+            [sys.executable, "-c", FORBIDDEN], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.strip() == expected
+        lock.release()
+        (tmp_path / "l").touch(mode=0o444)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from regraft.study.index import Index, index_path, remove_index
+from regraft.study.index import PENDING, RECENT, Index, index_path, remove_index
 from regraft.study.store import Artifact, Payload, Store
 
 SPEC = {"stage": "fit", "version": 0}
@@ -143,3 +143,68 @@ def test_an_index_that_another_process_writes_for_long_is_done_without(
         other.rollback()
         other.close()
     assert known(store) == 1
+
+
+def test_an_index_that_turns_out_damaged_in_use_is_removed_and_made_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settled(monkeypatch)
+    artifact = written(store, 1)
+    indexed_and_changed(store, artifact.key, "SELECT 1")
+    content = index_path(store).read_bytes()
+    head = 4096  # bytes of the first page, by which it seems to be whole
+    index_path(store).write_bytes(content[:head] + b"\xff" * (len(content) - head))
+    index = Index(store)
+    assert index.get(artifact.key) == artifact
+    assert not index_path(store).exists()
+    index.save()  # this one is left alone from then on
+    assert not index_path(store).exists()
+    again = Index(store)
+    assert again.get(artifact.key) == artifact
+    again.save()
+    assert known(store) == 1
+
+
+def test_an_index_that_is_locked_while_it_is_in_use_is_left_as_it_is(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settled(monkeypatch)
+    monkeypatch.setattr("regraft.study.index.WAIT_SECONDS", 0.05)
+    first, second = written(store, 1), written(store, 2)
+    indexed_and_changed(store, first.key, "SELECT 1")
+    index = Index(store)
+    assert index.get(first.key) == first  # it is open
+    other = sqlite3.connect(index_path(store))
+    other.execute("BEGIN EXCLUSIVE")
+    try:
+        assert index.get(second.key) == second
+        index.save()
+    finally:
+        other.rollback()
+        other.close()
+    assert known(store) == 1
+
+
+def test_what_waits_to_be_written_does_not_grow_without_end(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    settled(monkeypatch)
+    artifact = written(store, 1)
+    index = Index(store)
+    for _ in range(PENDING - 1):  # what waits is not looked through: each counts
+        index.get(artifact.key)
+    assert known(store) == 0
+    index.get(artifact.key)
+    assert known(store) == 1
+
+
+def test_what_was_read_most_recently_is_kept_and_more_is_forgotten(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settled(monkeypatch)
+    artifacts = [written(store, i) for i in range(RECENT + 1)]
+    first = Index(store)
+    assert [first.get(one.key) for one in artifacts] == artifacts
+    first.save()
+    index = Index(store)
+    for _ in range(2):
+        assert [index.get(one.key) for one in artifacts] == artifacts
+        assert len(index._recent) <= RECENT

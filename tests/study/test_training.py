@@ -184,3 +184,50 @@ def test_seeds_side_by_side_are_those_alone_up_to_rounding(tmp_path: Path) -> No
         assert a.curve[-1]["train_loss"] == pytest.approx(b.curve[-1]["train_loss"], abs=1e-3)
     # On a CPU nobody but the user may ask for it: what trains must not depend on the clock.
     assert all(cell.cost["mechanism"]["mechanism"] == "eager" for cell in one.cells)
+
+
+def seeds_study(seeds: list[int], recipe: dict[str, Any], **row: Any) -> Study:
+    data = small_study(seeds=seeds, recipes={"own": recipe})
+    del data["grid"], data["sources"]["trained"]
+    few = {"data": "digits", "classes": ["5", "6"], "per_class": 10, "validation": 0, "test_images": 20}
+    rows = [{"name": "row", "source": "random", "target": "few", "recipe": "own", **row}]
+    return Study.from_dict({**data, "targets": {"few": few}, "rows": rows})
+
+
+@pytest.mark.parametrize(
+    ("epochs", "said"),
+    [(7, "row [seed 0, own]: head/classify.weight holds NaN or infinity after training; lower the learning rate"),
+     (8, "the training loss became nan in epoch 8 at learning rate up to 1000; try a tenth of it, or warmup: 0.1")],
+)  # fmt: skip
+def test_seeds_side_by_side_diverge_as_alone_and_are_not_tried_again(epochs: int, said: str, tmp_path: Path) -> None:
+    """A head that grows a millionfold with each step, on a live frozen trunk: at last its loss is finite, it is not."""
+    wild = {
+        "epochs": epochs, "batch_size": 64, "lr": 1000, "weight_decay": 1000, "schedule": "constant", "momentum": 0.0,
+        "augment": "flip",
+    }  # fmt: skip
+    study = seeds_study([0, 1], wild, method="frozen")
+    reasons = []
+    for mechanism in ("auto", "seeds"):
+        store = Store(tmp_path / mechanism)
+        reasons.append([one.reason for one in run_study(study, store, threads=1, mechanism=mechanism).missing])
+        before = store.keys()
+        run_study(study, store, threads=1, mechanism=mechanism)
+        assert store.keys() == before
+    assert reasons[0] == reasons[1]
+    assert reasons[0][0] == said
+
+
+def test_seeds_are_trained_one_by_one_where_they_cannot_go_side_by_side(tmp_path: Path) -> None:
+    """One is there already; or a precision is asked for, which the joint steps do not know."""
+    recipe = {"epochs": 1, "batch_size": 20, "lr": 0.01}
+    alone = run_study(seeds_study([0, 1], recipe), Store(tmp_path / "alone"), threads=1)
+    store = Store(tmp_path / "one there")
+    run_study(seeds_study([0], recipe), store, threads=1)
+    added = run_study(seeds_study([0, 1], recipe), store, threads=1, mechanism="seeds")
+    whole = Store(tmp_path / "precision")
+    exact = run_study(seeds_study([0, 1], recipe), whole, threads=1, mechanism="seeds", precision="float32")
+    for found in (added, exact):
+        assert [(cell.key, cell.accuracy, cell.curve) for cell in found.cells] == [
+            (cell.key, cell.accuracy, cell.curve) for cell in alone.cells
+        ]
+        assert {cell.cost["mechanism"]["mechanism"] for cell in found.cells} == {"eager"}

@@ -176,7 +176,7 @@ def _side_by_side(runs: Sequence[Run], bench: Bench, advance: Advance, wait: boo
     models, trains = [job.model for job in jobs], [job.train for job in jobs]
     recipe = runs[0].recipe
     record: dict[str, Any] = {"mechanism": "seeds", "seeds": len(runs), "why": "asked for"}
-    if bench.setting.mechanism == "auto":
+    if bench.setting.mechanism == "auto":  # pragma: no cover - on a CUDA device alone, see fit_tasks
         timed = measured(models, trains, recipe, device=bench.device)
         if timed is None or not pays(*timed, len(runs)):
             return False

@@ -37,7 +37,8 @@ def take(path: Path) -> str | None:
         _held[token] = path  # before the file is there: our other threads would take it for one left behind
     try:
         while not _made(path, token):
-            if alive(path) or not _cleared(path):
+            found = _look(path)
+            if found is not None and (found[1] or not _cleared(path, found[0])):
                 _forget(token)
                 return None
     except BaseException:
@@ -66,28 +67,35 @@ def _forget(token: str) -> None:
 
 def alive(path: Path) -> bool:
     """Whether somebody who lives holds the lease `path`. Writes nothing."""
+    found = _look(path)
+    return found is not None and found[1]
+
+
+def clear(path: Path) -> bool:
+    """Remove the lease `path` if nobody who lives holds it: whether it is gone."""
+    found = _look(path)
+    return found is None or (not found[1] and _cleared(path, found[0]))
+
+
+def _look(path: Path) -> tuple[str, bool] | None:
+    """The token of the lease `path`, and whether its holder lives. None: there is no lease."""
     try:
         token, touched = _read(path)
-    except OSError:  # none; or one that cannot be read, and keeps nobody out
-        return False
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     parts = token.split(" ")
     if len(parts) == 4 and parts[0] == here() and parts[1].isdecimal():
         pid = int(parts[1])
-        return token in _held if pid == os.getpid() else _started(pid) == parts[2]
+        return token, token in _held if pid == os.getpid() else _started(pid) == parts[2]
     if time.time() - touched / 1e9 > FORGOTTEN_SECONDS:
-        return False
+        return token, False
     now, state = time.monotonic(), (token, touched)
     with _guard:
         before, since = _seen.get(path, (None, now))
         if before != state:
             _seen[path] = state, now
-            return True
-    return now - since < PATIENCE_SECONDS
-
-
-def clear(path: Path) -> bool:
-    """Remove the lease `path` if nobody who lives holds it: whether it is gone."""
-    return not path.exists() or (not alive(path) and _cleared(path))
+            return token, True
+    return token, now - since < PATIENCE_SECONDS
 
 
 @functools.cache
@@ -126,14 +134,20 @@ def _made(path: Path, token: str) -> bool:
 
 
 def _read(path: Path) -> tuple[str, int]:
-    return path.read_text("utf-8", errors="replace"), path.stat().st_mtime_ns
+    touched = path.stat().st_mtime_ns
+    try:
+        return path.read_text("utf-8", errors="replace"), touched
+    except PermissionError:  # another user's: known by its beat alone
+        return "", touched
 
 
-def _cleared(path: Path) -> bool:
-    """Set a dead lease aside in one step, and look again: another may have cleared it and made one that lives."""
+def _cleared(path: Path, dead: str) -> bool:
+    """Set the lease of somebody dead aside in one step, and look at what it was: another may have been quicker, and
+    hold a new one by now."""
     aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     try:
-        dead = _read(path)[0]
+        if _read(path)[0] != dead:
+            return False
         path.rename(aside)
         if _read(aside)[0] != dead:
             with contextlib.suppress(OSError):  # where there are no hard links its holder works on without a lease
@@ -144,7 +158,8 @@ def _cleared(path: Path) -> bool:
     finally:
         with contextlib.suppress(OSError):
             aside.unlink()
-    _seen.pop(path, None)
+    with _guard:
+        _seen.pop(path, None)
     return True
 
 

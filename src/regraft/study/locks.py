@@ -20,7 +20,7 @@ from regraft.study import leases
 
 try:
     fcntl: ModuleType | None = importlib.import_module("fcntl")
-except ImportError:  # Windows
+except ImportError:  # pragma: no cover - Windows
     fcntl = None
 
 _UNSUPPORTED = {errno.ENOSYS, errno.ENOTSUP, errno.EINVAL, errno.ENOLCK}
@@ -117,16 +117,18 @@ def _lease(path: Path) -> Path:
 
 
 def _flocked(path: Path) -> bool:
-    if fcntl is None or not path.is_file():
+    """Asked for a share of the lock only: that needs no permission to write, and two who ask at once do not take each
+    other for its holder."""
+    if fcntl is None:  # pragma: no cover - Windows
         return False
     try:
-        handle = os.open(path, os.O_RDWR)
-    except FileNotFoundError:  # released just now
+        handle = os.open(path, os.O_RDONLY)
+    except (FileNotFoundError, NotADirectoryError):
         return False
     except PermissionError:  # another user's
         return True
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError as error:
         return error.errno in _TAKEN
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
@@ -62,7 +63,7 @@ def verify_store(
     with reading(store.root):
         if not (store.in_a_folder() / "objects").is_dir():
             raise StoreError(f"{store.root} holds no store (it has no folder objects); name one with --store")
-        chosen = [key for key in store.keys() if keys is None or key in keys]
+        chosen = [key for key in store.keys() if (keys is None or key in keys) and store.has(key)]
         sizes = {key: _size(store.path(key)) for key in chosen}
         findings = [*_artifacts(store, sizes, advance), *_beside(store, whole=keys is None)]
     findings.sort(key=lambda finding: (not finding.is_error, finding.kind, finding.path))
@@ -137,12 +138,12 @@ def _why(path: Path) -> str:
 
 
 def _size(folder: Path) -> int:
+    """Bytes of its files. What is set aside just now, or cannot be looked at, counts nothing: reading it will tell."""
     total = 0
-    for name in os.listdir(folder):
-        try:
-            total += (folder / name).stat().st_size
-        except FileNotFoundError:  # set aside just now
-            continue
+    with contextlib.suppress(OSError):
+        for file in folder.iterdir():
+            with contextlib.suppress(OSError):
+                total += file.stat().st_size
     return total
 
 
