@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -234,6 +236,14 @@ def change(copied: Path, how: Callable[[dict[str, Any]], object]) -> None:
         lambda c: c["weights"][0].update(file="../x.safetensors"),
         lambda c: c["weights"][0]["parts"].reverse(),
         lambda c: c["weights"][0]["parts"][0].update(start=-1),
+        lambda c: c["weights"][0]["parts"][0].update(start=0.0),
+        lambda c: c["weights"][0]["parts"].pop(),
+        lambda c: c["datasets"][0].update(columns=0),
+        lambda c: c["datasets"][0].update(columns="4"),
+        lambda c: c["datasets"][0]["info"]["arrays"]["test_labels"].update(shape=["355"]),
+        lambda c: c["datasets"][0]["info"]["arrays"]["test_images"].update(shape=[355, 64]),
+        lambda c: c["datasets"][0]["info"]["arrays"]["test_images"].update(shape=[355, 0, 8, 1]),
+        lambda c: c["datasets"][0]["info"]["arrays"].update({"x_images": {"shape": [1, 1, 1, 1]}}),
     ],
 )
 def test_a_manifest_that_leads_elsewhere_or_has_gaps_is_refused(
@@ -261,6 +271,65 @@ def test_content_without_its_digest_is_not_installed(
     with pytest.raises(DataDamaged):
         unpack(copied, tmp_path / "there")
     assert not (tmp_path / "there" / "data" / "digits").exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000])
+def test_a_manifest_that_is_cut_off_is_told(copied: Path, tmp_path: Path, text: str) -> None:
+    (copied / MANIFEST).write_text(text)
+    with pytest.raises(DataDamaged, match=r"is no JSON .*; copy it again"):
+        unpack(copied, tmp_path / "there")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"no labels", "cannot be read .*; pack the set again"),
+        (zlib.compress(bytes(8 * 354)), "does not hold 355 labels; pack the set again"),
+        (zlib.compress(bytes(8 * 100_000_000))[:-4], "does not hold 355 labels; pack the set again"),
+    ],
+    ids=["noise", "too few", "a bomb"],
+)
+def test_labels_that_were_packed_wrongly_are_refused(copied: Path, tmp_path: Path, content: bytes, said: str) -> None:
+    file = "digits-test_labels.zlib"
+    (copied / file).write_bytes(content)
+    entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    change(copied, lambda c: next(p for p in c["datasets"][0]["parts"] if p["file"] == file).update(entry))
+    with pytest.raises(DataDamaged, match=f"{file} {said}"):
+        unpack(copied, tmp_path / "there")
+
+
+def test_weights_whose_parts_are_together_another_file_are_not_installed(copied: Path, tmp_path: Path) -> None:
+    change(copied, lambda c: c["weights"][0].update(sha256="0" * 64))
+    with pytest.raises(
+        DataDamaged, match=f"{WEIGHTS}: the parts together are not the file that was packed: it has sha"
+    ):
+        unpack(copied, tmp_path / "there")
+    assert not list((tmp_path / "there" / "weights").iterdir())
+
+
+@pytest.mark.parametrize("lost", ["digits-*/test_images.npy", f"{WEIGHTS}-*/{WEIGHTS}"])
+def test_what_a_power_cut_left_empty_is_unpacked_anew(copied: Path, home: Path, tmp_path: Path, lost: str) -> None:
+    there, parts = tmp_path / "there", [part for item in read_manifest(copied).items() for part in item.parts]
+    last = {p.file: (copied / p.file).read_bytes() for p in parts if p.file.endswith(("test_labels.zlib", ".001"))}
+    for file in last:
+        (copied / file).unlink()
+    with pytest.raises(DataUnavailable, match="lacks"):
+        unpack(copied, there)
+    (half,) = there.glob(f"*/.unfinished-unpack-{lost}")
+    half.write_bytes(b"") if half.suffix == ".npy" else half.unlink()
+    for file, content in last.items():
+        (copied / file).write_bytes(content)
+    unpack(copied, there)
+    assert files_below(there) == files_below(home)
+
+
+def test_arrays_without_their_record_are_replaced(packed: Path, home: Path, tmp_path: Path) -> None:
+    """Left by a crash of the machine."""
+    there = tmp_path / "there"
+    (there / "data" / "digits").mkdir(parents=True)
+    (there / "data" / "digits" / "train_images.npy").write_bytes(b"half")
+    assert unpack(packed, there)["digits"] == "unpacked"
+    assert files_below(there) == files_below(home)
 
 
 def test_other_content_under_the_same_name_is_not_replaced(copied: Path, home: Path, tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def read_manifest(folder: Path) -> Manifest:
             f"{folder} has no {MANIFEST}, the list of what was packed. Name the folder that `regraft data pack` wrote, "
             "and copy that file along with the parts."
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataDamaged(f"{path} is no JSON ({error}); copy it again") from None
     try:
         return _parsed(content)

@@ -174,7 +174,11 @@ def _tar_label(file: Path, parts: dict[str, bytes]) -> Label:
         told = json.loads(parts["json"])
         return _checked_label(file, next(told[name] for name in (*LABEL_COLUMNS, "cls") if name in told))
     except (ValueError, RecursionError, TypeError, StopIteration):
-        raise DataDamaged(f"{file}: a record's label cannot be read: {shown(str(parts.get('cls', b'')), 80)}") from None
+        given = parts["cls"] if "cls" in parts else parts["json"]
+        raise DataDamaged(
+            f"{file}: a record's label cannot be read: {shown(given)}. It is a number or name in KEY.cls, or one of "
+            f"{', '.join(LABEL_COLUMNS)}, cls in KEY.json"
+        ) from None
 
 
 def _checked_label(file: Path, label: object) -> Label:

@@ -11,10 +11,12 @@ are decoded into: neither pictures nor arrays are ever whole in memory. No code 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import itertools
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -115,7 +117,7 @@ def summary(stream: Stream, home: Path) -> Summary:
     found = _summed(stream)
     if file is not None:
         content = {"classes": found.classes, "counts": found.counts}
-        write_file(file, json.dumps(content).encode())
+        write_file(file, json.dumps({**content, "sha256": _sealed(content)}).encode())
     return found
 
 
@@ -127,17 +129,18 @@ def decode_stream(
     files: `stream_files_digest`, taken before. Raises DataDamaged when the shards have another one afterwards."""
     told = summary(stream, home)
     place = {name: i for i, name in enumerate(told.classes)}
-    made = {part: _Arrays(into, part, sum(counts), image_size) for part, counts in told.counts.items()}
     total, unreadable = sum(sum(counts) for counts in told.counts.values()), list[str]()
-    for done, (part, record, picture) in enumerate(_decoded(stream, image_size), 1):
-        if isinstance(picture, str):
-            unreadable.append(f"{record.name}: {picture}")
-        else:
-            made[part].append(picture, place[_class_of(record.label, told.classes)])
-        if report is not None and done % BLOCK == 0:
-            report(done, total)
-    for arrays in made.values():
-        arrays.close()
+    with contextlib.ExitStack() as opened:  # closed as well where a shard is refused
+        made = {part: _Arrays(opened, into, part, sum(counts), image_size) for part, counts in told.counts.items()}
+        for done, (part, record, picture) in enumerate(_decoded(stream, image_size), 1):
+            if isinstance(picture, str):
+                unreadable.append(f"{record.name}: {picture}")
+            else:
+                made[part].append(picture, place[_class_of(record.label, told.classes)])
+            if report is not None and done % BLOCK == 0:
+                report(done, total)
+        for arrays in made.values():
+            arrays.close()
     if stream_files_digest(stream, home) != files:
         raise DataDamaged(f"{stream.name}: shards changed while they were read; nothing was kept. Start again.")
     for part, arrays in made.items():
@@ -168,7 +171,8 @@ def _matching(name: str, place: str, ending: str) -> tuple[Path, list[Path]]:
         found += sorted(base.glob(rest)) if rest else [base] * base.is_file()
         if len(found) > MAX_SHARDS:
             raise StudyError(f"{name}: more than {MAX_SHARDS:,} shards; name fewer, larger ones")
-    files = [file.absolute() for file in found if file.is_file()]  # not resolved: a link's own name tells its part
+    # Not resolved: a link's own name tells its part. Once each: patterns may overlap.
+    files = list(dict.fromkeys(file.absolute() for file in found if file.is_file()))
     if not files or (len(patterns) > 1 and len(files) < len(patterns)):
         raise DataUnavailable(
             f"{name}: {len(files)} of {len(patterns)} files are there; give a {ending} file, a folder of them, or a "
@@ -182,15 +186,21 @@ def _matching(name: str, place: str, ending: str) -> tuple[Path, list[Path]]:
 
 
 def _ranges(name: str, place: str) -> list[str]:
-    """WebDataset's {000..009} written out."""
+    """WebDataset's {000..009} written out; of several ranges, every combination."""
+    counts = [int(last) - int(first) + 1 for first, last in RANGE.findall(place)]
+    if not all(0 < count <= MAX_SHARDS for count in counts) or math.prod(counts) > MAX_SHARDS:
+        ranges = shown([found[0] for found in RANGE.finditer(place)], 200)
+        raise StudyError(f"{name}: the ranges {ranges} stand for no shard, or for more than {MAX_SHARDS:,}")
+    return _written_out(place)
+
+
+def _written_out(place: str) -> list[str]:
     found = RANGE.search(place)
     if found is None:
         return [place]
-    first, last = int(found[1]), int(found[2])
-    if not 0 <= last - first < MAX_SHARDS:
-        raise StudyError(f"{name}: the range {found[0]} has no shard, or more than {MAX_SHARDS:,}")
-    texts = (f"{place[: found.start()]}{i:0{len(found[1])}}{place[found.end() :]}" for i in range(first, last + 1))
-    return [whole for text in texts for whole in _ranges(name, text)]
+    numbers = range(int(found[1]), int(found[2]) + 1)
+    texts = (f"{place[: found.start()]}{i:0{len(found[1])}}{place[found.end() :]}" for i in numbers)
+    return [whole for text in texts for whole in _written_out(text)]
 
 
 def _from_hub(name: str, place: str, offline: bool) -> tuple[Path, list[Path]]:
@@ -302,13 +312,20 @@ def _class_of(label: Label, classes: tuple[str, ...]) -> str:
     return classes[label] if isinstance(label, int) else label
 
 
+def _sealed(content: dict[str, Any]) -> str:
+    """A changed name in the index would become the name of a class."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def _read_summary(file: Path) -> Summary | None:
     try:
         content = json.loads(file.read_text("utf-8"))
+        if content.pop("sha256") != _sealed(content):
+            return None
         counts = {str(part): tuple(map(int, numbers)) for part, numbers in content["counts"].items()}
         return Summary(tuple(map(str, content["classes"])), counts)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None  # none yet, or cut off: the labels are read again
+        return None  # none yet, cut off, or of an older version: the labels are read again
 
 
 # --- pictures -----------------------------------------------------------------------------------------------------
@@ -353,10 +370,10 @@ def _picture(record: Record, size: int) -> NDArray[np.uint8] | str:
 class _Arrays:
     """PART_images.npy, written as it comes and never mapped, and PART_labels.npy."""
 
-    def __init__(self, folder: Path, part: str, most: int, size: int) -> None:
+    def __init__(self, opened: contextlib.ExitStack, folder: Path, part: str, most: int, size: int) -> None:
         self.labels: list[int] = []
         self._labels_file, self._size, self._most = folder / f"{part}_labels.npy", size, most
-        self._file = (folder / f"{part}_images.npy").open("xb")
+        self._file = opened.enter_context((folder / f"{part}_images.npy").open("xb"))
         self._start = _header(self._file, most, size)
 
     def append(self, picture: NDArray[np.uint8], label: int) -> None:
