@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -79,6 +80,13 @@ def test_a_lease_keeps_others_out_until_it_is_given_back(path: Path) -> None:
     again = leases.take(path)
     assert again is not None
     leases.give_back(again)
+
+
+def test_a_lease_does_not_name_its_machine(path: Path) -> None:
+    token = leases.take(path)
+    assert token is not None
+    assert socket.gethostname() not in path.read_text()
+    leases.give_back(token)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import os
 import socket
 import threading
@@ -100,10 +101,12 @@ def _look(path: Path) -> tuple[str, bool] | None:
 
 @functools.cache
 def here() -> str:
-    """This machine, since it started, and this container: where a process's number means something."""
+    """This machine, since it started, and this container, where a process's number means something: as a digest, since
+    a store may be published."""
     with contextlib.suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
-        return f"{socket.gethostname()}/{boot}/{os.readlink('/proc/self/ns/pid')}"
+        place = f"{socket.gethostname()}/{boot}/{os.readlink('/proc/self/ns/pid')}"
+        return hashlib.sha256(place.encode()).hexdigest()[:32]
     return uuid.uuid4().hex  # another system: its processes know each other by their beat alone
 
 
