@@ -178,9 +178,24 @@ def write_files(results: Results, folder: Path) -> None:
     from regraft.show.report import write_report  # brings the drawing library
 
     with _writing(folder):
+        if not results.cells:
+            _set_aside(folder)
         results.to_csv(folder / "results.csv")
         results.to_json(folder / "results.json")
         write_report(results, folder / "report.html", command=this_command())
+
+
+def _set_aside(folder: Path) -> None:
+    """Results of before, where there are none now: the data or a share have gone, and may come back."""
+    table = folder / "results.csv"
+    if not table.is_file() or len(table.read_text("utf-8", errors="replace").splitlines()) < 2:
+        return
+    for file in (table, folder / "results.json", folder / "report.html"):
+        if file.is_file():
+            file.replace(file.with_stem(f"{file.stem}-before"))
+    typer.echo(
+        f"Nothing could be scored now; the results of before are kept: {folder / 'results-before.csv'}", err=True
+    )
 
 
 @contextmanager

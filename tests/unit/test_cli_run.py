@@ -79,6 +79,26 @@ def test_an_audit_that_fails_costs_the_report_its_audit_and_nothing_else(study: 
     assert (tmp_path / "out" / "report.html").is_file()
 
 
+def test_results_of_before_are_kept_where_the_data_have_gone(study: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ("run", study, "--out", out, "--device", "cpu", "--threads", "1", "--store", tmp_path / "store")
+    assert run(*words).exit_code == 0
+    before = {name: (out / name).read_bytes() for name in ("results.csv", "results.json", "report.html")}
+    (tmp_path / "sky").rename(tmp_path / "unmounted")
+    for _ in range(2):  # what is empty itself replaces nothing
+        gone = run(*words)
+        assert gone.exit_code == 3
+        assert f"there is no folder {tmp_path / 'sky'}" in gone.stderr
+        for name, content in before.items():
+            kept = (out / name).with_stem(Path(name).stem + "-before")
+            assert kept.read_bytes() == content
+        assert len((out / "results.csv").read_text().splitlines()) == 1
+    assert "the results of before are kept" not in gone.stderr
+    (tmp_path / "unmounted").rename(tmp_path / "sky")
+    assert run(*words).exit_code == 0
+    assert (out / "results.csv").read_bytes() == before["results.csv"]
+
+
 # --- the process --------------------------------------------------------------------------------------------
 
 
