@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from regraft.study.index import PENDING, RECENT, Index, index_path, remove_index
+from regraft.study.index import PENDING, Index, index_path, remove_index
 from regraft.study.store import Artifact, Payload, Store
 
 SPEC = {"stage": "fit", "version": 0}
@@ -194,17 +194,3 @@ def test_what_waits_to_be_written_does_not_grow_without_end(store: Store, monkey
     assert known(store) == 0
     index.get(artifact.key)
     assert known(store) == 1
-
-
-def test_what_was_read_most_recently_is_kept_and_more_is_forgotten(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settled(monkeypatch)
-    artifacts = [written(store, i) for i in range(RECENT + 1)]
-    first = Index(store)
-    assert [first.get(one.key) for one in artifacts] == artifacts
-    first.save()
-    index = Index(store)
-    for _ in range(2):
-        assert [index.get(one.key) for one in artifacts] == artifacts
-        assert len(index._recent) <= RECENT

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from regraft.errors import ImageTooSmall, StudyError, TooFewImages, UnknownCut
 from regraft.spec import Study
@@ -91,3 +93,23 @@ def test_cuts_are_checked_while_the_weights_are_away(tmp_path: Path) -> None:
     for small in ({"size": 8}, {"image_size": 8}):  # the study says itself how large, whether or not there is a file
         with pytest.raises(ImageTooSmall, match="image_size"):
             checked(tmp_path, row, **source("vgg11", **small))
+
+
+def test_one_image_a_class_suffices_where_the_data_bring_their_validation_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REGRAFT_HOME", str(tmp_path / "home"))
+    for part in ("train", "val", "test"):
+        for name in "ab":
+            (tmp_path / "own" / part / name).mkdir(parents=True)
+            for i in range(4):
+                Image.new("RGB", (8, 8), (60 * i, 0, 0)).save(tmp_path / "own" / part / name / f"{i}.png")
+    shutil.copytree(tmp_path / "own", tmp_path / "none")
+    shutil.rmtree(tmp_path / "none" / "val")
+    row = {**ROW, "recipe": ["plain", "longer"]}
+    recipes = {**RECIPES, "longer": {"epochs": 2}}
+    for budget in ({"per_class": 1}, {"fraction": 0.25}):
+        of = {name: {"few": {"data": f"folder:{tmp_path / name}", **budget}} for name in ("own", "none")}
+        checked(tmp_path, row, targets=of["own"], recipes=recipes)
+        with pytest.raises(TooFewImages, match="for validation"):
+            checked(tmp_path, row, targets=of["none"], recipes=recipes)

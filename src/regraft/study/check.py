@@ -11,7 +11,7 @@ from regraft.spec import Run, Target
 from regraft.spec.models import UNTRAINED
 from regraft.spec.recipe import SOLVED
 from regraft.study.keys import Keys, cacheable
-from regraft.study.presets import size_unknown
+from regraft.study.presets import has_own_validation, size_unknown
 
 FALLBACK_SIZE = 224  # to name a network's cuts while its weights, which know their size, are not here
 
@@ -159,12 +159,13 @@ def _check_images(run: Run, info: DatasetInfo, *, choices: int) -> None:
                 f"{where}.per_class: {target.per_class} asked for, but class {scarce!r} of {target.data} has "
                 f"{counts[scarce]:,} training images; ask for at most that, or leave the class out with `classes`"
             )
-        if target.per_class == 1 and target.validation > 0:
+        if target.per_class == 1 and target.validation > 0 and not has_own_validation(target.data):
             raise TooFewImages(
                 f"{where}: of 1 image per class none can be kept for validation; set validation: 0, or take more"
             )
     chooses = choices > 1 or run.recipe.keep == "best"
-    if chooses and target.per_class is None and _labels_of_largest(target, [counts[name] for name in used]) < 2:
+    single = target.per_class is None and _labels_of_largest(target, [counts[name] for name in used]) < 2
+    if chooses and single and not has_own_validation(target.data):
         raise TooFewImages(
             f"{where}: one image per class leaves none for validation, by which {choices} recipe(s) or the best epoch "
             "are to be chosen. Take a larger fraction, or one recipe with `keep: last`."

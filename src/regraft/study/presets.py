@@ -15,7 +15,7 @@ from regraft.spec import Recipe, Run, Study, Target
 from regraft.spec.models import UNTRAINED
 from regraft.spec.recipes import Way, resolved
 
-__all__ = ["Task", "resolved", "size_unknown", "told", "with_presets"]
+__all__ = ["Task", "has_own_validation", "resolved", "size_unknown", "told", "with_presets"]
 
 USUAL_SIZE = 224  # pixels, of pictures of any size where nothing else is said
 # A mirrored 2 or arrow is another class, or none. Few-shot episodes have no augmented views, and the same fields off.
@@ -167,8 +167,14 @@ def _counts(name: str) -> tuple[dict[str, int], bool]:
         listing = list_folder(name.removeprefix("folder:"))
         return dict(zip(listing.classes, listing.counts("train"), strict=True)), "validation" in listing.parts
     info = dataset_info(name)
-    own_validation = is_stream(name) and "validation" in find_stream(name).parts
-    return dict(zip(info.classes, info.train_counts, strict=True)), own_validation
+    return dict(zip(info.classes, info.train_counts, strict=True)), has_own_validation(name)
+
+
+def has_own_validation(name: str) -> bool:
+    """Whether a data set, which is here, brings a validation part: none is then carved out of the budget."""
+    if name.startswith("folder:"):
+        return "validation" in list_folder(name.removeprefix("folder:")).parts
+    return is_stream(name) and "validation" in find_stream(name).parts
 
 
 def _name_and_size(name: str) -> tuple[str, int | None]:
