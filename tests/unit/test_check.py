@@ -95,9 +95,9 @@ def test_cuts_are_checked_while_the_weights_are_away(tmp_path: Path) -> None:
             checked(tmp_path, row, **source("vgg11", **small))
 
 
-def test_one_image_a_class_suffices_where_the_data_bring_their_validation_images(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def own_and_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Folders with a validation part of their own and without: 4 training images of each of two classes."""
     monkeypatch.setenv("REGRAFT_HOME", str(tmp_path / "home"))
     for part in ("train", "val", "test"):
         for name in "ab":
@@ -106,10 +106,27 @@ def test_one_image_a_class_suffices_where_the_data_bring_their_validation_images
                 Image.new("RGB", (8, 8), (60 * i, 0, 0)).save(tmp_path / "own" / part / name / f"{i}.png")
     shutil.copytree(tmp_path / "own", tmp_path / "none")
     shutil.rmtree(tmp_path / "none" / "val")
+    return {name: f"folder:{tmp_path / name}" for name in ("own", "none")}
+
+
+def test_one_image_a_class_suffices_where_the_data_bring_their_validation_images(
+    tmp_path: Path, own_and_none: dict[str, str]
+) -> None:
     row = {**ROW, "recipe": ["plain", "longer"]}
     recipes = {**RECIPES, "longer": {"epochs": 2}}
     for budget in ({"per_class": 1}, {"fraction": 0.25}):
-        of = {name: {"few": {"data": f"folder:{tmp_path / name}", **budget}} for name in ("own", "none")}
+        of = {name: {"few": {"data": data, **budget}} for name, data in own_and_none.items()}
         checked(tmp_path, row, targets=of["own"], recipes=recipes)
         with pytest.raises(TooFewImages, match="for validation"):
             checked(tmp_path, row, targets=of["none"], recipes=recipes)
+
+
+def test_all_images_are_neighbours_where_the_data_bring_their_validation_images(
+    tmp_path: Path, own_and_none: dict[str, str]
+) -> None:
+    row = {"name": "row", "source": "random", "target": "few", "method": "frozen",
+           "head": {"kind": "knn", "neighbours": 8}}  # fmt: skip
+    of = {name: {"few": {"data": data, "validation": 0.25}} for name, data in own_and_none.items()}
+    checked(tmp_path, row, targets=of["own"])
+    with pytest.raises(TooFewImages, match=r"8 asked for, but targets\.few trains on 6 images"):
+        checked(tmp_path, row, targets=of["none"])

@@ -196,7 +196,7 @@ def _most_images(target: Target, counts: Sequence[int]) -> int:
     if target.per_class is not None:
         counts = [min(target.per_class, count) for count in counts]
     total = sum(round((target.fraction or 1.0) * count) for count in counts)
-    return total - int(target.validation * total)
+    return total if has_own_validation(target.data) else total - int(target.validation * total)
 
 
 def _labels_of_largest(target: Target, counts: Sequence[int]) -> int:
