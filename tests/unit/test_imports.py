@@ -20,6 +20,9 @@ whole = build_around(build("resnet18", seed=0).state_dict(), "resnet18")
 import torch
 assert torch.equal(whole.conv1.weight, build("resnet18", seed=0).conv1.weight)
 assert "torch._dynamo" not in sys.modules, "building needs no compiler"
+from regraft.networks.fold import fold
+assert not any(isinstance(layer, torch.nn.BatchNorm2d) for layer in fold(whole).modules())
+assert "timm" not in sys.modules and "torch._dynamo" not in sys.modules, "nor does folding need timm"
 from torchvision.ops.roi_align import is_compile_supported
 assert "torch._dynamo" not in sys.modules
 ours = is_compile_supported("cpu")

@@ -78,6 +78,8 @@ def test_the_original_resnet50_strides_in_its_first_convolutions() -> None:
 def test_a_stem_that_a_network_does_not_have_is_refused(network: str) -> None:
     with pytest.raises(StudyError, match="no `stem: cifar`"):
         build(network, stem="cifar", seed=0)
+    with pytest.raises(StudyError, match="there is no stem 'tiny'; there are imagenet and cifar"):
+        build(network, stem="tiny", seed=0)
 
 
 @pytest.mark.parametrize("network", ["googlenet", "timm/vit_tiny_patch16_224"])

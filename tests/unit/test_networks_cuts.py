@@ -165,3 +165,98 @@ class Undecided(nn.Module):
 def test_a_network_that_cannot_be_followed_is_refused_with_the_reason() -> None:
     with pytest.raises(StudyError, match=r"Undecided cannot be cut.*control flow"):
         cut_points(Undecided(), 8)
+
+
+class Stage(nn.Sequential):
+    """Blocks of one kind, entered one after the other but on the first image's say."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self:
+            x = block(x) if x[0].sum() > 0 else x
+        return x
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(self.first(x).relu())  # type: ignore[no-any-return]
+
+
+class Staged(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stage = Stage(Block(), Block())
+        self.last = nn.Sequential(Block(), Block())
+        self.fc = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.last(self.stage(x)).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def test_a_stage_that_cannot_be_followed_is_one_block() -> None:
+    network = Staged().eval()
+    assert trace(network).closed == ("stage",)
+    assert [p.name for p in cut_points(network, 8)] == ["stage", "last.0", "last.1", "penultimate"]
+    body, tail = cut(network, "stage")
+    for x in (torch.rand(2, 3, 8, 8), -torch.rand(2, 3, 8, 8)):
+        assert torch.equal(tail(body(x)), network(x))
+    with pytest.raises(UnknownCut, match="inside the block 'stage'"):
+        cut(network, "stage.0")
+
+
+class Grouped(nn.Module):
+    """Between its blocks: a slice, a list, a mapping, and arguments that are not asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = Block(), Block()
+        self.fc = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, scale: float = 2.0) -> Tensor:
+        x = self.first(x)[:, :, 1:, ::2] * scale
+        x = torch.cat([x, nn.functional.dropout(self.second(x), p=0.9, training=self.training)], dim=1)
+        return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def test_steps_between_blocks_are_those_of_the_network_in_both_modes() -> None:
+    network = Grouped().eval()
+    x = torch.rand(4, 3, 8, 8)
+    body, tail = cut(network, "first")
+    assert torch.equal(tail(body(x)), network(x))
+    torch.manual_seed(1)
+    expected = network.train()(x)
+    torch.manual_seed(1)
+    assert torch.equal(tail.train()(body.train()(x)), expected)
+    assert not torch.equal(expected, network.eval()(x))
+
+
+class ByMode(nn.Module):
+    """Computes something else in training: as many steps, or one more."""
+
+    def __init__(self, more: bool) -> None:
+        super().__init__()
+        self.more, self.block, self.fc = more, Block(), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.block(x)
+        x = (x.tanh().relu() if self.more else x.tanh()) if self.training else x.relu()
+        return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("more", [True, False])
+def test_a_network_that_takes_other_steps_in_training_is_refused(more: bool) -> None:
+    with pytest.raises(StudyError, match=r"ByMode cannot be cut: .*other steps in training than in evaluation"):
+        cut_points(ByMode(more), 8)
+
+
+class NoClassifier(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3))
+
+
+def test_a_network_without_a_last_layer_is_refused() -> None:
+    with pytest.raises(StudyError, match=r"NoClassifier cannot be cut: no Linear or Conv2d layer ends it\."):
+        cut_points(NoClassifier(), 8)
