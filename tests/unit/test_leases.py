@@ -162,6 +162,18 @@ def test_who_was_taken_for_dead_leaves_the_next_one_its_lease(path: Path) -> Non
     assert path.read_text().startswith("elsewhere")
 
 
+def test_a_lease_that_followed_the_dead_one_is_not_cleared(path: Path) -> None:
+    """A waiter that saw the dead one comes late."""
+    of_another_machine(path)
+    seen = path.read_text()
+    path.write_text("elsewhere/boot/pid:[1] 13 346 def")
+    assert not leases._cleared(path, seen)
+    assert path.read_text().endswith("def")
+    path.unlink()
+    assert leases._cleared(path, seen)
+    assert not list(path.parent.iterdir())
+
+
 def test_an_empty_lease_is_taken_for_one_that_is_being_made(path: Path, soon: None) -> None:
     path.touch()
     assert leases.take(path) is None

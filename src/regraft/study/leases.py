@@ -107,7 +107,8 @@ def here() -> str:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
         place = f"{socket.gethostname()}/{boot}/{os.readlink('/proc/self/ns/pid')}"
         return hashlib.sha256(place.encode()).hexdigest()[:32]
-    return uuid.uuid4().hex  # another system: its processes know each other by their beat alone
+    # Another system: its processes know each other by their beat alone.
+    return uuid.uuid4().hex  # pragma: no cover (not Linux)
 
 
 def _started(pid: int) -> str:
