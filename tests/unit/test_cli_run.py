@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import shutil
@@ -134,6 +135,7 @@ def test_whoever_reads_the_output_may_go() -> None:
 
 def test_the_package_offers_its_names_and_says_them_where_there_is_no_such_name() -> None:
     assert dir(regraft) == sorted(regraft.__all__)
+    assert regraft.__version__ == importlib.metadata.version("regraft")
     with pytest.raises(AttributeError, match=r"no attribute 'run_studdy'; it has Advice, .*, run_study, write_report"):
         _ = regraft.run_studdy
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.util
+import importlib.metadata
 import io
 import json
 import os
@@ -56,7 +56,9 @@ def in_pip(content: bytes) -> Bundle:
 @pytest.fixture
 def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The one folder that pip looks into."""
-    if importlib.util.find_spec("pip") is None:
+    try:  # not by looking for the module: setuptools would put its own distutils in place
+        importlib.metadata.version("pip")
+    except importlib.metadata.PackageNotFoundError:
         pytest.skip("this environment has no pip")
     folder = tmp_path / "packages"
     folder.mkdir()

@@ -217,6 +217,13 @@ def test_numbers_are_class_names_and_other_unquoted_words_are_not(tmp_path: Path
             Study.from_yaml(path)
 
 
+def test_names_are_text_of_a_length_that_can_be_a_path_s() -> None:
+    assert "bytes (a `!!binary`) are no text" in refusal(changed("rows.0.name", b"name"))
+    assert "longer than 4,096 characters: 'xxx" in refusal(changed("rows.0.name", "x" * 4097))
+    assert "longer than 100,000 characters" in refusal(changed("question", "x" * 100_001))
+    assert "'\\x07', which cannot be printed" in refusal(changed("rows.0.name", "a\a"))
+
+
 # --- text that is no study -----------------------------------------------------------------------------------
 
 
