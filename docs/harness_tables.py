@@ -133,6 +133,8 @@ def _coverage(record: dict[str, Any] | None) -> str:
         f"{all_of_it['percent of statements and branches']:g} % of {all_of_it['statements']:,} statements and "
         f"{all_of_it['branches']:,} branches in {all_of_it['files']:,} files, by the {all_of_it['tests']} tests."
     )
+    if all_of_it["violations"]:
+        said += f" Not all of them passed: {'; '.join(all_of_it['violations'])}."
     return f"{said}\n\n{table(('file under the limit', 'run', 'lines not run'), low)}" if low else said
 
 
