@@ -16,6 +16,7 @@ from regraft.data import load_dataset
 from regraft.errors import DataUnavailable, StudyError
 from regraft.predictor.advise.folder import Looked, look
 from regraft.predictor.advise.stage import stage
+from tests.unit.deep import deepen
 
 
 @pytest.fixture(autouse=True)
@@ -187,15 +188,7 @@ def test_a_folder_of_pictures_without_classes_is_refused_with_what_to_do(tmp_pat
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs paths of a POSIX system")
 def test_a_class_that_cannot_be_read_to_its_end_is_told_and_nothing_is_left_out_in_silence(tmp_path: Path) -> None:
     """A path longer than the system takes, which holds for the superuser as well."""
-    inside = os.open(folder(tmp_path / "p") / "a", os.O_RDONLY)
-    try:
-        for _ in range(20):
-            os.mkdir("x" * 250, dir_fd=inside)
-            deeper = os.open("x" * 250, os.O_RDONLY, dir_fd=inside)
-            os.close(inside)
-            inside = deeper
-    finally:
-        os.close(inside)
+    deepen(folder(tmp_path / "p") / "a")
     with pytest.raises(DataUnavailable, match=r"p cannot be read: .*File name too long"):
         look(tmp_path / "p")
 

@@ -174,6 +174,12 @@ def test_a_lease_that_followed_the_dead_one_is_not_cleared(path: Path) -> None:
     assert not list(path.parent.iterdir())
 
 
+def test_a_link_to_nowhere_is_no_reason_to_try_for_ever(path: Path) -> None:
+    path.symlink_to("nowhere")
+    assert leases.take(path) is None
+    assert path.is_symlink()
+
+
 def test_an_empty_lease_is_taken_for_one_that_is_being_made(path: Path, soon: None) -> None:
     path.touch()
     assert leases.take(path) is None

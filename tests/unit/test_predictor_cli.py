@@ -20,6 +20,7 @@ from regraft.errors import PredictorError
 from regraft.predictor import Predictor
 from regraft.predictor.files import find_pictures
 from regraft.predictor.ui import the_only_predictor
+from tests.unit.deep import deepen
 from tests.unit.predictor_example import tiny_predictor
 
 COLOURS = {"cat": (200, 20, 20), "dog": (20, 200, 20), "owl": (20, 20, 200)}
@@ -214,15 +215,7 @@ def test_a_pattern_names_files_and_the_pictures_in_folders_each_once(animals: Pa
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs paths of a POSIX system")
 def test_a_folder_that_cannot_be_opened_is_passed_over_and_counted(animals: Path) -> None:
     """Its path is longer than the system takes, which holds for the superuser as well."""
-    inside = os.open(animals / "cat", os.O_RDONLY)
-    try:
-        for _ in range(20):
-            os.mkdir("x" * 250, dir_fd=inside)
-            deeper = os.open("x" * 250, os.O_RDONLY, dir_fd=inside)
-            os.close(inside)
-            inside = deeper
-    finally:
-        os.close(inside)
+    deepen(animals / "cat")
     search = find_pictures([str(animals)], COLOURS)
     assert len(search.found) == 6
     assert search.passed_over == {

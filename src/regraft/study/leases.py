@@ -31,7 +31,7 @@ _beating = False
 
 
 def take(path: Path) -> str | None:
-    """Take the lease `path`: its token, or None if somebody who lives has it."""
+    """Take the lease `path`: its token, or None if somebody who lives has it, or a link stands in its place."""
     global _beating
     token = f"{here()} {os.getpid()} {_started(os.getpid())} {uuid.uuid4().hex}"
     with _guard:
@@ -39,7 +39,7 @@ def take(path: Path) -> str | None:
     try:
         while not _made(path, token):
             found = _look(path)
-            if found is not None and (found[1] or not _cleared(path, found[0])):
+            if path.is_symlink() or (found is not None and (found[1] or not _cleared(path, found[0]))):
                 _forget(token)
                 return None
     except BaseException:
